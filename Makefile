@@ -1,0 +1,47 @@
+# Every target works from a fresh clone: the environment is made on first use and refreshed when its inputs change.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-slow lint bench notebooks clean help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: .venv/installed  ## quantize the embedded diffusion model, price it, write a report under runs/
+	$(BIN)/fpsim whatif
+
+test: .venv/installed-test lint  ## lint, types, import contracts, the whole test suite except `slow` and `gpu`
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile -q
+
+test-slow: .venv/installed-test  ## exhaustive and full-size tests
+	$(BIN)/python -m pytest -m "slow and not gpu" -q
+
+lint: .venv/installed-test  ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: .venv/installed-test  ## speed against peers, side by side in one run; prints ratios
+	$(BIN)/python tests/benchmarks/run.py
+
+notebooks: .venv/installed-test  ## execute, refresh and pair the notebooks without leaving a diff
+	$(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=300 notebooks
+	$(BIN)/nbstripout --keep-output --extra-keys metadata.language_info notebooks/*.ipynb
+	$(BIN)/jupytext --sync notebooks/*.ipynb
+
+clean:  ## remove the environment and the caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("fpsim needs Python 3.11 or newer; set PYTHON=python3.12, say" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	@touch $@
+
+.venv/installed-test: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[test]'
+	@touch $@ .venv/installed
