@@ -1,0 +1,84 @@
+"""fpsim: bit-exact low-bit arithmetic, from a number format to a matrix engine.
+
+Everything public is importable from here and loaded on first use, so that `import fpsim` costs nothing: no torch, no
+numba, no numpy until an array is touched.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fpsim.accumulators import FusedDot, IntegerAccumulator, Promoted, SequentialFma, SplitK
+    from fpsim.codec import decode, encode, quantize
+    from fpsim.engines import ENGINES, engine
+    from fpsim.formats import FORMATS, BlockFormat, Format, format  # noqa: A004 - the field's word
+    from fpsim.gemm import conv2d, matmul
+    from fpsim.spec import MatmulSpec
+
+__all__ = [
+    "ENGINES",
+    "FORMATS",
+    "BlockFormat",
+    "Format",
+    "FusedDot",
+    "IntegerAccumulator",
+    "MatmulSpec",
+    "Promoted",
+    "SequentialFma",
+    "SplitK",
+    "conv2d",
+    "decode",
+    "encode",
+    "engine",
+    "format",
+    "matmul",
+    "quantize",
+]
+
+#: public name -> module that defines it
+_HOME = {
+    "BlockFormat": "formats",
+    "ENGINES": "engines",
+    "FORMATS": "formats",
+    "Format": "formats",
+    "FusedDot": "accumulators",
+    "IntegerAccumulator": "accumulators",
+    "MatmulSpec": "spec",
+    "Promoted": "accumulators",
+    "SequentialFma": "accumulators",
+    "SplitK": "accumulators",
+    "conv2d": "gemm",
+    "decode": "codec",
+    "encode": "codec",
+    "engine": "engines",
+    "format": "formats",
+    "matmul": "gemm",
+    "quantize": "codec",
+}
+_MODULES = {
+    "accumulators",
+    "blocks",
+    "codec",
+    "engines",
+    "formats",
+    "gemm",
+    "nn",
+    "reference",
+    "rounding",
+    "silicon",
+    "spec",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        value = getattr(import_module(f"fpsim.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return import_module(f"fpsim.{name}")
+    raise AttributeError(f"module 'fpsim' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_MODULES})

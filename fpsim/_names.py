@@ -1,0 +1,16 @@
+"""Name lookup with an error that teaches: what was given, what is known, what was probably meant."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
+    """The ValueError for a name that is not in a table.
+
+    kind : the noun of the table, "format", "engine", ...
+    known : every name the table has; shown whole, in table order.
+    """
+    names = list(known)
+    near = get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return ValueError(f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})")

@@ -1,0 +1,370 @@
+"""Number formats as data: one frozen row each, everything else derived from it.
+
+A *float* format is a sign bit (or none), an exponent field and a mantissa field. Non-negative codes are in the order of
+their values, so the few places where formats differ are facts about the top of that order and about the code of
+negative zero:
+
+- ``nan="ieee"``: the top exponent is reserved; its zero mantissa is Inf, the others are NaN (FP16, E5M2).
+- ``nan="all-ones"``: only the top code of each sign is NaN (OCP E4M3).
+- ``nan="negative-zero"``: the code that would be -0 is the one NaN (the FNUZ formats and signed P3109).
+- ``nan="top"``: the very last code is NaN (E8M0, unsigned P3109).
+- ``nan="none"``: every code is a number (OCP FP6 and FP4).
+
+An *int* format is a two's complement or unsigned integer times ``2**-bias`` (fixed point; ``bias`` is 0 for integers).
+A *codebook* lists its values. A block format is an element format, a scale format and a block length.
+
+To add a format, add a row. Names are lower case; `format` also takes the aliases fp64, fp32, fp16.
+Sources: OCP 8-bit Floating Point Specification 1.0 (2023); OCP Microscaling Formats (MX) Specification 1.0 (2023);
+IEEE 754-2019; PTX ISA 8.7 (ue4m3, tf32); "NVFP4": NVIDIA, Introducing NVFP4 (2025); FNUZ: Noune et al.,
+arXiv:2206.02915; IEEE SA P3109 interim report (2025).
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal
+
+from fpsim._names import unknown
+
+Kind = Literal["float", "int", "codebook"]
+NanStyle = Literal["ieee", "all-ones", "negative-zero", "top", "none"]
+ScaleRule = Literal["floor", "ceil", "rceil", "even", "mse", "amax"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A scalar format. The fields are the primitive facts; bits, range and code layout follow from them."""
+
+    name: str
+    kind: Kind = "float"
+    exponent_bits: int = 0
+    mantissa_bits: int = 0  #: explicit fraction bits of a float; magnitude bits of an integer
+    bias: int = 0  #: float: value = 1.f * 2**(field - bias); int: value = code * 2**-bias
+    signed: bool = True
+    nan: NanStyle = "none"
+    infinities: bool = False
+    zero: bool = True  #: False: exponent field 0 is an ordinary power of two (E8M0)
+    pad_bits: int = 0  #: high bits of the stored code that carry nothing
+    shift: int = 0  #: low bits of the stored code that carry nothing (TF32 lives in the high bits of a float32)
+    narrow: bool = False  #: int: the most negative code is not used
+    values: tuple[float, ...] = ()  #: codebook: the value of each code
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind == "codebook":
+            if not self.values or any(b <= a for a, b in zip(self.values, self.values[1:], strict=False)):
+                raise ValueError(f"codebook {self.name!r} needs strictly ascending values, got {self.values}")
+        elif self.exponent_bits + self.mantissa_bits < 1:
+            raise ValueError(f"format {self.name!r} has neither exponent nor mantissa bits")
+        if self.kind == "float" and not 1 <= self.exponent_bits <= 11:
+            raise ValueError(f"float format {self.name!r} has {self.exponent_bits} exponent bits; allowed: 1 to 11")
+
+    @property
+    def bits(self) -> int:
+        """Storage bits of one code, padding included."""
+        if self.kind == "codebook":
+            return max(1, (len(self.values) - 1).bit_length())
+        return int(self.signed) + self.exponent_bits + self.mantissa_bits + self.pad_bits
+
+    @property
+    def bits_per_element(self) -> float:
+        return float(self.bits)
+
+    @property
+    def code_dtype(self) -> str:
+        """numpy dtype name that holds one code: unsigned for floats, the integer itself for integers."""
+        width = next(w for w in (8, 16, 32, 64) if self.bits + self.shift <= w)
+        return f"{'int' if self.kind == 'int' and self.signed else 'uint'}{width}"
+
+    @property
+    def value_dtype(self) -> str:
+        """numpy dtype name that holds every value exactly."""
+        return "float64" if self.precision > 24 or self.exponent_bits > 8 else "float32"
+
+    @property
+    def precision(self) -> int:
+        """Significant bits of a normal value (leading one included); magnitude bits of an integer."""
+        return self.mantissa_bits + 1 if self.kind == "float" else self.bits - int(self.signed and self.kind == "int")
+
+    @property
+    def sign_bit(self) -> int:
+        """Mask of the sign in a float code; 0 for an unsigned format."""
+        return 1 << (self.exponent_bits + self.mantissa_bits) if self.signed and self.kind == "float" else 0
+
+    @property
+    def minimum_exponent(self) -> int:
+        """Exponent of the smallest normal value, shared by the subnormals (and by zero)."""
+        return 1 - self.bias if self.zero else -self.bias
+
+    @cached_property
+    def infinity_code(self) -> int | None:
+        """Code of +Inf, None if the format has none."""
+        if not self.infinities:
+            return None
+        if self.nan == "ieee":
+            return ((1 << self.exponent_bits) - 1) << self.mantissa_bits
+        top = (1 << (self.exponent_bits + self.mantissa_bits)) - 1
+        return top - 1 if self.nan in ("top", "all-ones") else top
+
+    @cached_property
+    def nan_code(self) -> int | None:
+        """The canonical (positive, quiet) NaN; None if the format has none."""
+        magnitude = self.exponent_bits + self.mantissa_bits
+        if self.nan == "none":
+            return None
+        if self.nan == "negative-zero":
+            return 1 << magnitude
+        if self.nan == "ieee":
+            return (((1 << self.exponent_bits) - 1) << self.mantissa_bits) | (1 << max(self.mantissa_bits - 1, 0))
+        return (1 << magnitude) - 1
+
+    @cached_property
+    def max_code(self) -> int:
+        """Code of the largest finite value."""
+        if self.kind == "codebook":
+            return len(self.values) - 1
+        top = (1 << (self.exponent_bits + self.mantissa_bits)) - 1
+        if self.nan == "ieee":
+            return (((1 << self.exponent_bits) - 1) << self.mantissa_bits) - 1
+        return top - int(self.nan in ("all-ones", "top")) - int(self.infinities)
+
+    def magnitude(self, code: int) -> float:
+        """Value of a non-negative finite code (sign bit clear)."""
+        if self.kind == "codebook":
+            return self.values[code]
+        if self.kind == "int":
+            return math.ldexp(code, -self.bias)
+        field, mantissa = code >> self.mantissa_bits, code & ((1 << self.mantissa_bits) - 1)
+        if field == 0 and self.zero:
+            return math.ldexp(mantissa, 1 - self.bias - self.mantissa_bits)
+        return math.ldexp((1 << self.mantissa_bits) + mantissa, field - self.bias - self.mantissa_bits)
+
+    @cached_property
+    def max(self) -> float:
+        return self.magnitude(self.max_code)
+
+    @cached_property
+    def min(self) -> float:
+        """The most negative value (0 for unsigned formats)."""
+        if self.kind == "codebook":
+            return self.values[0]
+        if not self.signed:
+            return 0.0 if self.zero else self.magnitude(0)
+        if self.kind == "int":
+            return math.ldexp(int(self.narrow) - (1 << self.mantissa_bits), -self.bias)
+        return -self.max
+
+    @property
+    def smallest_normal(self) -> float:
+        if self.kind != "float":
+            return self.smallest_subnormal
+        return math.ldexp(1.0, self.minimum_exponent)
+
+    @property
+    def smallest_subnormal(self) -> float:
+        """The smallest positive value (the smallest normal one where there are no subnormals)."""
+        if self.kind == "codebook":
+            return next(v for v in self.values if v > 0)
+        return self.magnitude(1) if self.zero else self.magnitude(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockFormat:
+    """Elements that share one scale per `block` consecutive values of an axis.
+
+    ``tensor_scale``: a second float32 scale for the whole tensor (NVFP4's two levels).
+    ``rule``: how the scale is chosen from the block when the caller does not say.
+    """
+
+    name: str
+    element: Format
+    scale: Format
+    block: int
+    tensor_scale: bool = False
+    rule: ScaleRule = "floor"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise ValueError(f"block format {self.name!r} has block {self.block}; allowed: 1 or more")
+
+    @property
+    def bits_per_element(self) -> float:
+        """Storage per value with its share of the block scale (the tensor scale is negligible and left out)."""
+        return self.element.bits + self.scale.bits / self.block
+
+    @property
+    def max(self) -> float:
+        """Largest value at the largest scale."""
+        return self.element.max * self.scale.max
+
+
+_OCP_FP8 = "OCP 8-bit Floating Point Specification 1.0 (2023-12)"
+_OCP_MX = "OCP Microscaling Formats Specification 1.0 (2023-09)"
+_FNUZ = "Noune et al., arXiv:2206.02915"
+_IEEE = "IEEE 754-2019"
+
+
+def ieee_float(name: str, exponent_bits: int, mantissa_bits: int, source: str = _IEEE, shift: int = 0) -> Format:
+    """An IEEE-style format: bias 2**(E-1)-1, subnormals, the top exponent reserved for Inf and NaN."""
+    return Format(
+        name=name,
+        exponent_bits=exponent_bits,
+        mantissa_bits=mantissa_bits,
+        bias=(1 << (exponent_bits - 1)) - 1,
+        nan="ieee",
+        infinities=True,
+        shift=shift,
+        source=source,
+    )
+
+
+def finite_float(
+    name: str, exponent_bits: int, mantissa_bits: int, *, signed: bool = True, source: str = _OCP_MX
+) -> Format:
+    """A format whose every code is a number, bias 2**(E-1)-1 (1 for E = 1 as well)."""
+    return Format(
+        name=name,
+        exponent_bits=exponent_bits,
+        mantissa_bits=mantissa_bits,
+        bias=max((1 << (exponent_bits - 1)) - 1, 1),
+        signed=signed,
+        source=source,
+    )
+
+
+def fnuz_float(name: str, exponent_bits: int, mantissa_bits: int, bias: int, source: str = _FNUZ) -> Format:
+    """Finite, NaN in the place of -0."""
+    return Format(
+        name=name,
+        exponent_bits=exponent_bits,
+        mantissa_bits=mantissa_bits,
+        bias=bias,
+        nan="negative-zero",
+        source=source,
+    )
+
+
+def integer(bits: int, *, signed: bool = True, narrow: bool = False, fraction_bits: int = 0) -> Format:
+    """int8, uint4, int8-narrow (symmetric: -127..127), int8.4 (fixed point: 4 of the 8 bits are fraction)."""
+    name = f"{'int' if signed else 'uint'}{bits}{f'.{fraction_bits}' if fraction_bits else ''}"
+    return Format(
+        name=f"{name}-narrow" if narrow else name,
+        kind="int",
+        mantissa_bits=bits - int(signed),
+        bias=fraction_bits,
+        signed=signed,
+        narrow=narrow,
+        source="two's complement" if signed else "binary",
+    )
+
+
+_SCALARS = (
+    ieee_float("f64", 11, 52),
+    ieee_float("f32", 8, 23),
+    ieee_float(
+        "tf32", 8, 10, source="NVIDIA A100 whitepaper (2020); 19 bits, kept in the high bits of a float32", shift=13
+    ),
+    ieee_float("xf32", 8, 10, source="AMD CDNA3 ISA (2023): the operand format of the xf32 MFMA", shift=13),
+    ieee_float("e8m13", 8, 13, source="accumulator of Hopper/Ada FP8, arXiv:2511.10909 table 7", shift=10),
+    ieee_float("bf16", 8, 7, source="Intel BFLOAT16 hardware numerics definition (2018)"),
+    ieee_float("f16", 5, 10),
+    Format(name="e4m3", exponent_bits=4, mantissa_bits=3, bias=7, nan="all-ones", source=_OCP_FP8),
+    ieee_float("e5m2", 5, 2, source=_OCP_FP8),
+    ieee_float("e3m4", 3, 4, source="ml_dtypes float8_e3m4 (IEEE-like)"),
+    ieee_float("e4m3-ieee", 4, 3, source="ml_dtypes float8_e4m3 (IEEE-like)"),
+    fnuz_float("e4m3fnuz", 4, 3, 8),
+    fnuz_float("e5m2fnuz", 5, 2, 16),
+    fnuz_float("e4m3b11fnuz", 4, 3, 11, source="ml_dtypes float8_e4m3b11fnuz"),
+    finite_float("e2m3", 2, 3),
+    finite_float("e3m2", 3, 2),
+    finite_float("e2m1", 2, 1),
+    Format(name="e8m0", exponent_bits=8, bias=127, signed=False, nan="top", zero=False, source=_OCP_MX),
+    Format(
+        name="ue4m3",
+        exponent_bits=4,
+        mantissa_bits=3,
+        bias=7,
+        signed=False,
+        nan="all-ones",
+        pad_bits=1,
+        source="PTX ISA 8.7: E4M3 whose sign bit is ignored; the NVFP4 block scale",
+    ),
+    *(integer(bits) for bits in (*range(2, 17), 24, 32)),
+    *(integer(bits, signed=False) for bits in (*range(1, 17), 32)),
+)
+
+
+def _table(rows: Iterable[Format]) -> dict[str, Format]:
+    table: dict[str, Format] = {}
+    for row in rows:
+        if row.name in table:
+            raise ValueError(f"format {row.name!r} is in the table twice")
+        table[row.name] = row
+    return table
+
+
+_BY_NAME = _table(_SCALARS)
+
+
+def _mx(name: str, element: str) -> BlockFormat:
+    return BlockFormat(name=name, element=_BY_NAME[element], scale=_BY_NAME["e8m0"], block=32, source=_OCP_MX)
+
+
+_BLOCKS = (
+    _mx("mxfp8", "e4m3"),
+    _mx("mxfp8-e5m2", "e5m2"),
+    _mx("mxfp6", "e2m3"),
+    _mx("mxfp6-e3m2", "e3m2"),
+    _mx("mxfp4", "e2m1"),
+    BlockFormat(name="mxint8", element=integer(8, fraction_bits=6), scale=_BY_NAME["e8m0"], block=32, source=_OCP_MX),
+    BlockFormat(
+        name="nvfp4",
+        element=_BY_NAME["e2m1"],
+        scale=_BY_NAME["ue4m3"],
+        block=16,
+        tensor_scale=True,
+        rule="amax",
+        source="NVIDIA, Introducing NVFP4 (2025-06): amax/6 in E4M3, over a float32 tensor scale amax/(6*448)",
+    ),
+)
+
+#: name -> row, scalar formats first. Read-only.
+FORMATS: Mapping[str, Format | BlockFormat] = MappingProxyType({**_BY_NAME, **{row.name: row for row in _BLOCKS}})
+
+ALIASES: Mapping[str, str] = MappingProxyType(
+    {
+        "fp64": "f64",
+        "fp32": "f32",
+        "fp16": "f16",
+        "mxfp8-e4m3": "mxfp8",
+        "mxfp6-e2m3": "mxfp6",
+        "mxfp4-e2m1": "mxfp4",
+    }
+)
+
+
+def format(name: str | Format | BlockFormat) -> Format | BlockFormat:  # noqa: A001 - the field's word, used as fpsim.format
+    """The row called `name` (case and the fp16/fp32/fp64 aliases are forgiven; a row passes through).
+
+    Raises ValueError, naming the nearest row, for an unknown name.
+    """
+    if isinstance(name, Format | BlockFormat):
+        return name
+    key = str(name).lower()
+    row = FORMATS.get(ALIASES.get(key, key))
+    if row is None:
+        raise unknown("format", name, FORMATS)
+    return row
+
+
+def scalar_format(name: str | Format) -> Format:
+    """`format`, for places where a block format makes no sense."""
+    row = format(name)
+    if isinstance(row, BlockFormat):
+        raise ValueError(
+            f"{row.name!r} is a block format; a scalar format is needed here, such as its element {row.element.name!r}"
+        )
+    return row

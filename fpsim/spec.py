@@ -1,0 +1,49 @@
+"""MatmulSpec: the hinge of the toolkit. One frozen object says which arithmetic a matrix product runs on."""
+
+from dataclasses import dataclass, field
+
+from fpsim.accumulators import Accumulator
+from fpsim.formats import Format, scalar_format
+
+
+class _FormatField:
+    """A dataclass field that takes a format or its name and always reads as a `Format`."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._key = name
+
+    def __get__(self, obj: object | None, owner: type) -> Format:
+        if obj is None:
+            raise AttributeError(self._key)  # tells dataclass that the field has no default
+        row: Format = vars(obj)[self._key]
+        return row
+
+    def __set__(self, obj: object, value: Format | str) -> None:
+        vars(obj)[self._key] = scalar_format(value)
+
+
+@dataclass(frozen=True)
+class MatmulSpec:
+    """Operand formats, accumulator and output of a matrix product.
+
+    a, b : operand formats (names are taken, `Format` rows come out).
+    accumulator : one of the kinds in `fpsim.accumulators`.
+    out : format of the result; by default the accumulator's. Another one is a final rounding to nearest even.
+    scale, block : block-scaled engines: format of the scale codes, and products per scale along K.
+    engine : the name it was looked up by, "" for a free one. Not part of the arithmetic.
+    """
+
+    a: _FormatField = _FormatField()
+    b: _FormatField = _FormatField()
+    accumulator: Accumulator  # type: ignore[misc] # the two fields above have no default; see _FormatField.__get__
+    out: str = ""
+    scale: str | None = None
+    block: int | None = None
+    engine: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.out:
+            object.__setattr__(self, "out", self.accumulator.output)
+        scalar_format(self.out)
+        if (self.scale is None) != (self.block is None):
+            raise ValueError(f"scale={self.scale!r} and block={self.block!r} go together: give both or neither")
