@@ -1,0 +1,103 @@
+"""The command line: argparse -> one call -> print. One file per command in `analysis/commands`.
+
+Mistakes of the user (every ValueError and OSError raised on purpose) are one line on stderr and exit code 2; Ctrl-C is
+exit code 130; a bug is one line too, exit code 1. `--debug` shows the traceback of any of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NoReturn
+
+from analysis import commands
+
+DESCRIPTION = """\
+Which low-bit arithmetic can a diffusion model run on? Quantize it bit for bit,
+look at its images, and read what the same arithmetic would cost on real devices.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse prints its usage before an error; one line is enough."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Walk `analysis/commands`: each module has HELP, `arguments(parser)` and `run(options)`."""
+    parser = _Parser(prog="fpsim", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=_Parser)
+    for found in sorted(pkgutil.iter_modules(commands.__path__), key=lambda row: row.name):
+        if found.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"analysis.commands.{found.name}")
+        subparser = subparsers.add_parser(
+            found.name,
+            help=module.HELP,
+            description=module.__doc__,
+            parents=[shared],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.version:
+        from importlib.metadata import version
+
+        print(f"fpsim {version('fpsim')}")
+        return 0
+    if options.command is None:
+        parser.print_help()
+        return 0
+    if options.debug:
+        return int(options.run(options) or 0)
+    sys.excepthook = _bug
+    try:
+        return int(options.run(options) or 0)
+    except BrokenPipeError:
+        # The reader of our output (`head`) is gone; keep the interpreter from failing again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt as interrupt:
+        print(f"fpsim: stopped{'; ' if interrupt.args else ''}{_one_line(interrupt)}", file=sys.stderr)
+        return 130
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("fpsim", "hwmodels", "analysis"):
+            raise
+        print(f"fpsim: the package {error.name!r} is missing; install it: pip install {error.name}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"fpsim: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+def _bug(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """What nobody foresaw: one line, exit code 1."""
+    print(f"fpsim: internal error, {kind.__name__}: {_one_line(error)} (--debug shows where)", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

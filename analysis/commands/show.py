@@ -1,0 +1,266 @@
+"""Print everything known about one name: a format's codes, an engine's operand
+types and arithmetic, a device's figures with their sources, a scheme's rules,
+a model's size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from analysis.commands._text import pairs, paragraph, say, say_json, table
+
+HELP = "show one format, engine, device, scheme, method or model"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="any name that `fpsim list` prints")
+    parser.add_argument("--kind", help="where to look, when a name is in two lists")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace) -> None:
+    from analysis import registry
+
+    if options.kind is not None and options.kind not in registry.KINDS:
+        raise ValueError(registry.unknown("kind", options.kind, registry.KINDS))
+    import fpsim
+
+    name = fpsim.formats.ALIASES.get(options.name, options.name)
+    kind = registry.find(name, options.kind)
+    card = CARDS[kind](name)
+    if options.json:
+        say_json({"name": name, "kind": kind.removesuffix("s"), **_finite(card)})
+    else:
+        PRINTERS.get(kind, _print)(name, card)
+
+
+# --- what is known, as plain values ----------------------------------------------------------------------------------
+
+
+def format_card(name: str) -> dict[str, Any]:
+    import fpsim
+
+    row = fpsim.format(name)
+    if isinstance(row, fpsim.BlockFormat):
+        return {
+            "element": row.element.name,
+            "block": row.block,
+            "scale": row.scale.name,
+            "tensor_scale": row.tensor_scale,
+            "scale_rule": row.rule,
+            "bits_per_element": row.bits_per_element,
+            "source": row.source,
+        }
+    card: dict[str, Any] = {"type": row.kind, "bits": row.bits}
+    if row.kind == "float":
+        card |= {"exponent_bits": row.exponent_bits, "mantissa_bits": row.mantissa_bits, "bias": row.bias}
+        card |= {"nan": row.nan, "infinities": row.infinities}
+    card |= {
+        "signed": row.signed,
+        "min": row.min,
+        "max": row.max,
+        "smallest_normal": row.smallest_normal,
+        "smallest_subnormal": row.smallest_subnormal,
+        "code_dtype": row.code_dtype,
+        "source": row.source,
+    }
+    if row.bits <= 8:
+        card["values"] = [code_value(row, code) for code in range(1 << row.bits)]
+    return card
+
+
+def code_value(row: Any, code: int) -> float:
+    """The number a code of at most 8 bits means (NaN and infinities included), from the format's own facts."""
+    if row.kind == "int":
+        top = 1 << (row.bits - 1)
+        return math.ldexp(code - 2 * top if row.signed and code >= top else code, -row.bias)
+    magnitude = code & (row.sign_bit - 1) if row.sign_bit else code & ((1 << (row.bits - row.pad_bits)) - 1)
+    sign = -1.0 if row.sign_bit and code & row.sign_bit else 1.0
+    if row.kind == "float":
+        if row.nan == "negative-zero" and code == row.nan_code:
+            return math.nan
+        if magnitude > row.max_code:
+            return sign * math.inf if magnitude == row.infinity_code else math.nan
+    elif magnitude > row.max_code:
+        return math.nan
+    return float(math.copysign(row.magnitude(magnitude), sign))
+
+
+def engine_card(name: str) -> dict[str, Any]:
+    import fpsim
+
+    row = fpsim.ENGINES[name]
+    return {
+        "summary": row.summary,
+        "architecture": row.architecture,
+        "evidence": row.evidence,
+        "source": row.source,
+        "rows": [
+            {
+                "a": list(entry.a),
+                "b": list(entry.b or entry.a),
+                "same": entry.b is None,
+                "out": entry.output,
+                "scale": entry.scale,
+                "block": entry.block,
+                "accumulator": {"kind": type(entry.accumulator).__name__, **dataclasses.asdict(entry.accumulator)},
+                "note": entry.note,
+            }
+            for entry in row.rows
+        ],
+    }
+
+
+def device_card(name: str) -> dict[str, Any]:
+    import hwmodels
+
+    return dict(hwmodels.device(name).to_dict())
+
+
+def scheme_card(name: str) -> dict[str, Any]:
+    from analysis.scheme import scheme
+
+    found = scheme(name)
+    return {"summary": found.summary, **{key: value for key, value in found.to_dict().items() if key != "name"}}
+
+
+def method_card(name: str) -> dict[str, Any]:
+    import ast
+
+    from analysis.registry import HERE
+
+    path = HERE / "methods" / f"{name.replace('-', '_')}.py"
+    return {"text": ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""}
+
+
+def model_card(name: str) -> dict[str, Any]:
+    import analysis
+
+    workload = analysis.trace(name)
+    totals = {kind: dataclasses.asdict(total) for kind, total in workload.totals().items()}
+    return {
+        "parameters": workload.parameters,
+        "macs": workload.macs,
+        "operations": totals,
+        "notes": list(workload.notes),
+    }
+
+
+CARDS: Mapping[str, Callable[[str], dict[str, Any]]] = {
+    "formats": format_card,
+    "engines": engine_card,
+    "devices": device_card,
+    "schemes": scheme_card,
+    "methods": method_card,
+    "models": model_card,
+}
+
+
+# --- the same for a terminal -----------------------------------------------------------------------------------------
+
+
+def _print(name: str, card: Mapping[str, Any]) -> None:
+    say(pairs({"name": name, **{key.replace("_", " "): value for key, value in card.items() if value not in ("", [])}}))
+
+
+def _print_format(name: str, card: Mapping[str, Any]) -> None:
+    values = card.get("values")
+    _print(name, {key: value for key, value in card.items() if key != "values"})
+    if values is None:
+        return
+    say()
+    across = 8 if len(values) > 16 else min(8, len(values))
+    cells = [_number(value) for value in values]
+    if len(values) <= across:
+        say(table([(code, cell) for code, cell in enumerate(cells)], ("code", "value"), right=(1,)))
+        return
+    rows = [
+        (f"0x{start:02x}", *cells[start : start + across])
+        for start in range(0, len(values), across)
+    ]
+    say(table(rows, ("code", *(f"+{step}" for step in range(across))), right=range(1, across + 1)))
+
+
+def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Inf" if value > 0 else "-Inf"
+    if value == 0:
+        return "-0" if math.copysign(1, value) < 0 else "0"
+    short = f"{value:.4g}"
+    return f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e+") if len(short) > 8 else short
+
+
+def _print_engine(name: str, card: Mapping[str, Any]) -> None:
+    say(pairs({"engine": name, **{key: card[key] for key in ("summary", "evidence", "source")}}))
+    say()
+    rows = []
+    for row in card["rows"]:
+        operands = "|".join(row["a"]) + (" (both)" if row["same"] else f" x {'|'.join(row['b'])}")
+        accumulator = ", ".join(
+            f"{value}" if key == "kind" else f"{key}={value}" for key, value in row["accumulator"].items()
+        )
+        scale = f", {row['scale']} scale per {row['block']}" if row["scale"] else ""
+        rows.append((operands, row["out"], accumulator + scale + (f"; {row['note']}" if row["note"] else "")))
+    if max(len(row[0]) for row in rows) > 30:
+        for operands, out, accumulator in rows:
+            say(paragraph(f"{operands} -> {out}"))
+            say(paragraph(accumulator, indent="    "))
+    else:
+        say(table(rows, ("operands", "out", "accumulator")))
+
+
+def _print_method(name: str, card: Mapping[str, Any]) -> None:
+    say(f"{name}: {card['text']}")
+
+
+def _print_scheme(name: str, card: Mapping[str, Any]) -> None:
+    say(pairs({"scheme": name, "in words": card["summary"], "arithmetic": card["arithmetic"], "rest": card["rest"]}))
+    say()
+    rows = [
+        (row.get("pattern", "*"), _operand(row.get("weight")), _operand(row.get("activation"))) for row in card["rules"]
+    ]
+    say(table(rows, ("layers", "weight", "activation")))
+
+
+def _operand(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "full precision"
+    return " ".join(str(value) for value in entry.values())
+
+
+def _print_model(name: str, card: Mapping[str, Any]) -> None:
+    from analysis.units import count
+
+    say(pairs({"model": name, "parameters": count(card["parameters"]), "one call": count(card["macs"], "MAC")}))
+    say()
+    rows = [
+        (kind, total["operations"], count(total["macs"]), count(total["parameters"]))
+        for kind, total in card["operations"].items()
+    ]
+    say(table(rows, ("operation", "count", "MAC", "parameters"), right=(1, 2, 3)))
+    for note in card["notes"]:
+        say(paragraph(f"note: {note}"))
+
+
+PRINTERS: Mapping[str, Callable[[str, Mapping[str, Any]], None]] = {
+    "formats": _print_format,
+    "engines": _print_engine,
+    "schemes": _print_scheme,
+    "methods": _print_method,
+    "models": _print_model,
+}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is not a number becomes its name."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return _number(value)
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value

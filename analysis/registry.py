@@ -1,0 +1,92 @@
+"""The named things of the toolkit, by kind: what `fpsim list` and `fpsim show` walk. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import ast
+import pkgutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from analysis.experiment import unknown
+
+HERE = Path(__file__).parent
+
+
+def formats() -> dict[str, str]:
+    """Name -> one line."""
+    import fpsim
+    from analysis.units import digits
+
+    found = {}
+    for name, row in fpsim.FORMATS.items():
+        if isinstance(row, fpsim.BlockFormat):
+            second = ", float32 tensor scale" if row.tensor_scale else ""
+            found[name] = f"{row.element.name} in blocks of {row.block}, {row.scale.name} scales{second}"
+        elif row.kind == "float":
+            found[name] = f"E{row.exponent_bits}M{row.mantissa_bits}, largest {digits(row.max, 4)}"
+        else:
+            found[name] = f"{digits(row.min, 4)} to {digits(row.max, 4)}"
+    return found
+
+
+def engines() -> dict[str, str]:
+    """Name -> one line."""
+    import fpsim
+
+    return {name: row.summary for name, row in fpsim.ENGINES.items()}
+
+
+def devices() -> dict[str, str]:
+    """Name -> one line."""
+    import hwmodels
+
+    return {name: hwmodels.device(name).summary for name in hwmodels.DEVICES}
+
+
+def schemes() -> dict[str, str]:
+    """Name -> one line."""
+    from analysis.scheme import SCHEMES
+
+    return {name: row.summary for name, row in SCHEMES.items()}
+
+
+def methods() -> dict[str, str]:
+    """Name -> one line: the files of `analysis/methods`."""
+    return _modules(HERE / "methods")
+
+
+def models() -> dict[str, str]:
+    """Name -> one line: the files of `analysis/models` (full size, no weights) and the embedded pipelines."""
+    return {**_modules(HERE / "models"), **_modules(HERE / "models" / "embedded")}
+
+
+KINDS: Mapping[str, Callable[[], dict[str, str]]] = {
+    "formats": formats,
+    "engines": engines,
+    "devices": devices,
+    "schemes": schemes,
+    "methods": methods,
+    "models": models,
+}
+
+
+def find(name: str, kind: str | None = None) -> str:
+    """The kind `name` is of: the first that has it. Raises ValueError, with the nearest of all names, if none has."""
+    known: list[str] = []
+    for candidate, entries in KINDS.items():
+        if kind in (None, candidate):
+            names = entries()
+            if name in names:
+                return candidate
+            known += names
+    raise ValueError(unknown("name" if kind is None else kind.removesuffix("s"), name, known))
+
+
+def _modules(folder: Path) -> dict[str, str]:
+    """Public modules of a folder under their registry names, with the first line of their docstring (not imported)."""
+    found = {}
+    for row in pkgutil.iter_modules([str(folder)]):
+        if not row.name.startswith("_") and not row.ispkg:
+            text = ast.get_docstring(ast.parse((folder / f"{row.name}.py").read_text(encoding="utf-8"))) or ""
+            found[row.name.replace("_", "-")] = text.partition("\n")[0]
+    return found
