@@ -35,7 +35,6 @@ from .ops import Quantize as Quantize
 from .ops import Reduction as Reduction
 from .ops import Softmax as Softmax
 from .ops import op_from_dict as op_from_dict
-from .ops import op_from_words as op_from_words
 from .precision import SHORTHANDS as SHORTHANDS
 from .precision import Precision as Precision
 from .precision import Shorthand as Shorthand

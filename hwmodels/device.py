@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -128,11 +128,46 @@ class Device:
         """Main memory, bytes; None where it is the host's."""
         return None if self.dram.capacity is None else self.dram.capacity.value
 
+    @property
+    def summary(self) -> str:
+        """One line for lists: title, memory, bandwidth, fastest rate."""
+        best = max(self.rates.values(), key=lambda rate: rate.peak.value)
+        memory = "" if self.capacity is None else f"{self.capacity / 1e9:.0f} GB "
+        return (
+            f"{self.title}: {memory}{self.dram.technology} at {self.bandwidth / 1e9:,.0f} GB/s, "
+            f"up to {best.peak.value / 1e12:,.0f} Top/s ({best.activation})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: every number in SI base units with its source."""
+        return {
+            "title": self.title,
+            "vendor": self.vendor,
+            "kind": self.kind,
+            "architecture": self.architecture,
+            "unit_name": self.unit_name,
+            "units": _plain(self.units),
+            "clocks": {name: _plain(value) for name, value in self.clocks.items()},
+            "power": _plain(self.power),
+            "memory": {m.name: _plain(m) for m in (self.dram, *self.caches.values())},
+            "rates": [_plain(rate) for rate in self.rates.values()],
+            "sources": {key: _plain(value) for key, value in self.sources.items()},
+            "decisions": list(self.decisions),
+        }
+
     def reproduced_peak(self, rate: ComputeRate) -> float | None:
         """units x per_clock x clock of a rate, None where the file does not state all three."""
         if self.units is None or rate.per_clock is None or not rate.clock:
             return None
         return self.units.value * rate.per_clock.value * self.clocks[rate.clock].value
+
+
+def _plain(row: object) -> Any:
+    """A dataclass as plain data, recursively, empty strings and None left out."""
+    if not is_dataclass(row):
+        return row
+    values = {item.name: _plain(getattr(row, item.name)) for item in fields(row)}
+    return {key: value for key, value in values.items() if value not in ("", None)}
 
 
 class _Table:

@@ -114,7 +114,7 @@ class Estimate:
     """The cost of one operation, or of one pass over a workload.
 
     time_s: seconds; compute_s, memory_s, launch_s: its terms, which overlap, so they need not add up.
-    bound: the term that takes most of the time.  achieved: matrix operations per second over the peak of the rates used.
+    bound: the term that takes most of the time.  achieved: matrix operations per second over the peak rates used.
     bytes, macs, operations: moved and done, quantize work included.  energy_j: None, as no sourced figure is wired in.
     exact: False if a fallback changes values (see notes).
     """
@@ -185,6 +185,7 @@ class _Alone:
 
     def __init__(self, precision: Precision) -> None:
         self.precision = precision
+        self.name = precision.label
 
     def precision_for(self, op: Op) -> Precision:
         return self.precision
@@ -272,9 +273,7 @@ def estimate(
     return Estimate(
         name=name,
         device=dev.name,
-        precision=precision
-        if isinstance(precision, str)
-        else getattr(scheme, "name", scheme.precision_for(ops[0]).label),
+        precision=precision if isinstance(precision, str) else str(getattr(scheme, "name", type(scheme).__name__)),
         model=model,
         mode=mode,
         cache=cache,

@@ -54,21 +54,21 @@ def _activation_shape(op: Op) -> tuple[int, int]:
 
 
 def quantize_ops(op: Op, precision: Precision) -> tuple[Op, ...]:
-    """The kernels a scheme adds in front of one product ("" where it adds none)."""
+    """The kernels a scheme adds in front of one product (none where it adds none)."""
     if not op.MATMUL or not precision.needs_quantize:
         return ()
     elements, row = _activation_shape(op)
-    base = {"path": op.path, "count": op.count}
+    path, count = op.path, op.count
     if not precision.dynamic:
-        return (Quantize(**base, elements=elements, format=precision.activation),)
+        return (Quantize(path=path, count=count, elements=elements, format=precision.activation),)
     if precision.granularity == "tensor":
         return (
-            Reduction(**base, elements=elements, function="amax"),
-            Quantize(**base, elements=elements, format=precision.activation),
+            Reduction(path=path, count=count, elements=elements, function="amax"),
+            Quantize(path=path, count=count, elements=elements, format=precision.activation),
         )
     stored = format_row(precision.activation)
     block = stored.block if isinstance(stored, BlockFormat) else precision.group or row
-    return (Quantize(**base, elements=elements, format=precision.activation, group=block),)
+    return (Quantize(path=path, count=count, elements=elements, format=precision.activation, group=block),)
 
 
 def explicit(ops: Iterable[Op], scheme: PrecisionMap) -> Iterator[tuple[Op, Precision]]:

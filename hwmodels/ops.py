@@ -14,7 +14,7 @@ elements into bytes and picks the rate.  Three conventions hold everywhere:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -503,48 +503,5 @@ def op_from_dict(row: Mapping[str, Any]) -> Op:
     missing = [f.name for f in fields(cls) if f.name not in data and repr(f.default).startswith("<dataclasses")]
     if missing:
         raise ValueError(f"{cls.__name__}: {', '.join(missing)} missing; got {sorted(data)}")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
-
-
-#: sizes given in order on a command line; anything else as name=value.
-POSITIONAL: Mapping[str, tuple[str, ...]] = {
-    "Gemm": ("m", "n", "k"),
-    "Conv2d": ("batch", "in_channels", "out_channels", "height", "width", "kernel"),
-    "Attention": ("batch", "heads", "queries", "keys", "head_dim"),
-    "Norm": ("rows", "columns"),
-    "Softmax": ("rows", "columns"),
-    "Elementwise": ("elements",),
-    "Reduction": ("elements",),
-    "Move": ("writes",),
-}
-
-
-def op_from_words(words: Sequence[str]) -> Op:
-    """An operation from words: ["gemm", "4096", "4096", "4096", "bias=true"].  ValueError says what is expected."""
-    names = {name.lower(): name for name in POSITIONAL}
-    if not words:
-        raise ValueError(f"no operation given; allowed: {', '.join(sorted(names))}, then its sizes")
-    name = names[choose("operation", words[0].lower(), names)]
-    order = POSITIONAL[name]
-    usage = f"{words[0].lower()} {' '.join(order)} [name=value ...]"
-    row: dict[str, Any] = {"op": name}
-    position = 0
-    for word in words[1:]:
-        key, _, value = word.rpartition("=")
-        if not key:
-            if position == len(order):
-                raise ValueError(f"{word!r} is one size too many; expected: {usage}")
-            key, position = order[position], position + 1
-        row[key] = _number(value)
-    missing = [key for key in order if key not in row]
-    if missing:
-        raise ValueError(f"{', '.join(missing)} missing; expected: {usage}")
-    return op_from_dict(row)
-
-
-def _number(text: str) -> object:
-    """A size, a truth value or a word."""
-    try:
-        return int(text)
-    except ValueError:
-        return {"true": True, "false": False}.get(text.lower(), text)
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    return cls(**values)

@@ -246,9 +246,8 @@ def precision_map(precision: PrecisionLike) -> PrecisionMap:
         return Shorthand(name=precision.label, linear=precision, rest=precision, everything=True)
     if isinstance(precision, PrecisionMap):
         return precision
-    raise ValueError(
-        f"precision {precision!r}; allowed: one of {', '.join(SHORTHANDS)}, a Precision, or an object with precision_for(op)"
-    )
+    known = ", ".join(SHORTHANDS)
+    raise ValueError(f"precision {precision!r}; allowed: a Precision, an object with precision_for(op), or {known}")
 
 
 def kernel_precision(precision: PrecisionLike, op: Op) -> Precision:
