@@ -16,7 +16,8 @@ from typing import Literal, TypeVar
 
 from fpsim._names import unknown
 
-NanRule = Literal["canonical", "signed", "payload"]
+NanRule = Literal["canonical", "signed", "signed-ones", "payload"]
+NoNanRule = Literal["max", "zero", "opposite-zero"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,18 +41,30 @@ class Overflow:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """An overflow policy with a rule for NaN.
+    """An overflow policy with a rule for NaN and for what the format has no room for.
 
-    nan : "canonical" the positive quiet NaN; "signed" the same with the sign of the input; "payload" sign and the high
-        payload bits, made quiet.
-    no_nan_code : what NaN becomes in a format that has no NaN: "max" (positive), "zero", or "negative-zero".
+    overflow : policy for every format, except those named in `overflow_of`.
+    nan : "canonical" the positive quiet NaN; "signed" the same with the sign of the input; "signed-ones" every bit of
+        exponent and mantissa set, sign kept; "payload" sign and high payload bits kept, made quiet (IEEE formats only;
+        elsewhere as "signed").
+    no_nan : what NaN becomes in a float format that has no NaN: "max" (+max, PTX cvt.satfinite), "zero" (+0), or
+        "opposite-zero" (-0 for +NaN, +0 for -NaN). In integers NaN becomes 0 (PTX cvt, C undefined).
+    negative : what a value that rounds below zero becomes in an unsigned format: 0 (the smallest value where there is
+        no zero), NaN, or its magnitude.
+    no_zero : what a zero becomes in a format without zero (E8M0).
     """
 
     name: str
     overflow: str
+    overflow_of: tuple[tuple[str, str], ...] = ()
     nan: NanRule
-    no_nan: Literal["max", "zero", "negative-zero", "signed-max"]
+    no_nan: NoNanRule
+    negative: Literal["smallest", "nan", "magnitude"] = "smallest"
+    no_zero: Literal["smallest", "nan"] = "smallest"
     summary: str
+
+    def overflow_for(self, format_name: str) -> "Overflow":
+        return overflow(dict(self.overflow_of).get(format_name, self.overflow))
 
 
 _ROUNDINGS = (
@@ -66,9 +79,13 @@ _ROUNDINGS = (
 
 _OVERFLOWS = (
     Overflow(name="saturate", code=0, summary="the largest finite value, for infinite inputs too"),
-    Overflow(name="propagate", code=1, summary="finite values saturate, infinite ones stay infinite (NaN if no Inf)"),
-    Overflow(name="infinity", code=2, summary="Inf; NaN if the format has no Inf; the largest finite value if neither"),
-    Overflow(name="nan", code=3, summary="NaN, for infinite inputs too; the largest finite value if there is none"),
+    Overflow(name="propagate", code=1, summary="finite values saturate; infinite ones become Inf, else NaN, else max"),
+    Overflow(
+        name="infinity",
+        code=2,
+        summary="Inf, else NaN, else max; a directed rounding that points to the finite side gives max (IEEE 754, 7.4)",
+    ),
+    Overflow(name="nan", code=3, summary="NaN, for infinite inputs too; max if the format has no NaN"),
 )
 
 _CONVERSIONS = (
@@ -77,14 +94,32 @@ _CONVERSIONS = (
         overflow="saturate",
         nan="signed",
         no_nan="max",
-        summary="OCP FP8 and MX saturating conversion; NaN into FP6, FP4 and integers is undefined there: here +max",
+        summary="OCP FP8 and MX, saturating: Inf and everything too large becomes the largest finite value",
     ),
     Conversion(
         name="ocp-nonsat",
         overflow="infinity",
         nan="signed",
         no_nan="max",
-        summary="OCP FP8 non-saturating conversion: E5M2 overflows to Inf, E4M3 to NaN",
+        summary="OCP FP8, non-saturating: E5M2 overflows to Inf, E4M3 to NaN",
+    ),
+    Conversion(
+        name="ml_dtypes",
+        overflow="infinity",
+        nan="signed",
+        no_nan="opposite-zero",
+        negative="nan",
+        no_zero="nan",
+        summary="ml_dtypes 0.5 astype: E4M3 overflows to NaN, FP6 and FP4 saturate, E8M0 of zero is NaN",
+    ),
+    Conversion(
+        name="torch",
+        overflow="infinity",
+        overflow_of=(("e4m3", "saturate"),),
+        nan="signed-ones",
+        no_nan="max",
+        negative="magnitude",
+        summary="torch 2.13 CPU casts: E4M3 saturates (Inf too), E5M2 overflows to Inf, E8M0 drops the sign",
     ),
 )
 

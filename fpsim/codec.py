@@ -1,0 +1,326 @@
+"""Arrays of numbers to arrays of codes and back.
+
+`encode` rounds, `decode` is exact, `quantize` is one after the other (and knows block formats, see `fpsim.blocks`).
+What happens to NaN, Inf, -0 and values out of range is said by a named conversion, see `fpsim.rounding`.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fpsim import _jit
+from fpsim._kernels import cpu
+from fpsim._kernels.scalar import FloatTarget
+from fpsim.formats import BlockFormat, Format, scalar_format
+from fpsim.formats import format as find_format
+from fpsim.rounding import Conversion, Overflow, Rounding
+from fpsim.rounding import conversion as find_conversion
+from fpsim.rounding import overflow as find_overflow
+from fpsim.rounding import rounding as find_rounding
+
+Array = npt.NDArray[Any]
+
+_GRAIN = 1 << 16  # elements per thread below which splitting costs more than it gives
+
+
+def encode(
+    x: npt.ArrayLike,
+    fmt: str | Format,
+    out: Array | None = None,
+    *,
+    rounding: str | Rounding = "rne",
+    overflow: str | Overflow | None = None,
+    conversion: str | Conversion = "ocp-sat",
+) -> Array:
+    """Codes of `x` in `fmt`, same shape, in the format's `code_dtype` (the integers themselves for integer formats).
+
+    x : real array (float16/32/64, ml_dtypes, integers); read only, any layout.
+    out : optional contiguous array of the right shape and dtype to write into.
+    rounding, overflow, conversion : names from `fpsim.rounding`; `overflow` overrides the conversion's policy.
+
+    Raises ValueError for unknown names, a block format, a non-real `x` or an unsuitable `out`.
+    """
+    row, how, named = scalar_format(fmt), find_rounding(rounding), find_conversion(conversion)
+    policy = named.overflow_for(row.name) if overflow is None else find_overflow(overflow)
+    values = real_array(x)
+    codes = _output(out, values.shape, np.dtype(row.code_dtype))
+    flat, target = values.reshape(-1), codes.reshape(-1)
+    if row.kind == "int":
+        _encode_integers(flat, row, how, target)
+    elif row.kind == "codebook":
+        raise ValueError(f"{row.name!r} is a codebook; encode it with fpsim.blocks, which also chooses its scale")
+    else:
+        _encode_floats(flat, float_target(row, how, policy, named), target)
+    return codes
+
+
+def decode(codes: npt.ArrayLike, fmt: str | Format) -> Array:
+    """Exact values of `codes`: float32, or float64 where float32 cannot hold the format (f64, wide integers).
+
+    Raises ValueError for a wrong dtype or a code with bits the format does not have.
+    """
+    row = scalar_format(fmt)
+    array = as_codes(codes, row)
+    if row.kind == "int":
+        values = array.astype(row.value_dtype)
+        return values if row.bias == 0 else values * np.dtype(row.value_dtype).type(2.0**-row.bias)
+    if row.bits <= 16:
+        out = np.empty(array.shape, row.value_dtype)
+        table, source, flat = decode_table(row), array.reshape(-1), out.reshape(-1)
+        _jit.parallel(lambda i, j: cpu.look_up(source, table, len(table) - 1, flat, i, j), source.size, _GRAIN)
+        return out
+    if row.name == "f64":
+        return array.view(np.float64).copy()
+    if row.exponent_bits == 8 and row.mantissa_bits + row.shift == 23 and row.nan == "ieee":
+        return (array & np.uint32(0xFFFFFFFF << row.shift & 0xFFFFFFFF)).view(np.float32)
+    raise ValueError(f"decode of {row.name!r} is not available: more than 16 bits and not a float32 or float64 layout")
+
+
+def quantize(
+    x: npt.ArrayLike,
+    fmt: str | Format | BlockFormat,
+    axis: int = -1,
+    *,
+    rounding: str | Rounding = "rne",
+    overflow: str | Overflow | None = None,
+    conversion: str | Conversion = "ocp-sat",
+) -> Array:
+    """`x` on the grid of `fmt`: encode, then decode. Same shape; float32 (float64 for float64 input).
+
+    axis : for block formats, the axis along which consecutive values share a scale.
+    """
+    row = find_format(fmt)
+    values = real_array(x)
+    if isinstance(row, BlockFormat):
+        from fpsim.blocks import quantize_blocks  # blocks builds on this module
+
+        result = quantize_blocks(values, row, axis, rounding=rounding)
+    else:
+        result = decode(encode(values, row, rounding=rounding, overflow=overflow, conversion=conversion), row)
+    return result.astype(values.dtype, copy=False) if values.dtype == np.float64 else result
+
+
+# -- arrays in and out --------------------------------------------------------------------------------------------
+
+
+def real_array(x: npt.ArrayLike) -> Array:
+    """`x` as a contiguous float32 or float64 array with the same values."""
+    array = np.asarray(x)
+    if array.dtype in (np.float32, np.float64):
+        return np.ascontiguousarray(array).reshape(array.shape)
+    if array.dtype.kind in "iub":
+        wide = array.dtype.itemsize > 2
+        return np.ascontiguousarray(array, dtype=np.float64 if wide else np.float32).reshape(array.shape)
+    if array.dtype == np.float16 or array.dtype.name in ML_DTYPES:
+        return np.ascontiguousarray(array.astype(np.float32)).reshape(array.shape)
+    raise ValueError(
+        f"x has dtype {array.dtype}; allowed: float16/32/64, integers, bool and the float types of ml_dtypes"
+    )
+
+
+#: ml_dtypes (and numpy) float type -> format name, where the layouts agree
+ML_DTYPES = {
+    "bfloat16": "bf16",
+    "float16": "f16",
+    "float32": "f32",
+    "float64": "f64",
+    "float8_e4m3fn": "e4m3",
+    "float8_e5m2": "e5m2",
+    "float8_e3m4": "e3m4",
+    "float8_e4m3": "e4m3-ieee",
+    "float8_e4m3fnuz": "e4m3fnuz",
+    "float8_e5m2fnuz": "e5m2fnuz",
+    "float8_e4m3b11fnuz": "e4m3b11fnuz",
+    "float8_e8m0fnu": "e8m0",
+    "float6_e2m3fn": "e2m3",
+    "float6_e3m2fn": "e3m2",
+    "float4_e2m1fn": "e2m1",
+}
+
+
+def as_codes(codes: npt.ArrayLike, row: Format, name: str = "codes") -> Array:
+    """`codes` as a contiguous array of the format's code dtype, checked against the format.
+
+    Arrays of a float type that *is* the format (float32 for f32, ml_dtypes.float8_e4m3fn for e4m3) are viewed.
+    """
+    array = np.asarray(codes)
+    wanted = np.dtype(row.code_dtype)
+    same = ML_DTYPES.get(array.dtype.name)
+    if same == row.name or (same == "f32" and row.kind == "float" and row.shift and wanted == np.uint32):
+        return np.ascontiguousarray(array).reshape(array.shape).view(wanted)
+    if array.dtype.kind not in "iu" or (
+        row.kind == "float" and array.dtype.kind == "i" and array.size and array.min() < 0
+    ):
+        raise ValueError(
+            f"{name} has dtype {array.dtype}, but codes of {row.name!r} are {wanted}"
+            + (" (or an array of that float type)" if row.kind == "float" else "")
+        )
+    if array.size and (row.bits + row.shift < 8 * array.dtype.itemsize or array.dtype.kind != wanted.kind):
+        low, high = (
+            (int(row.min * 2**row.bias), row.max_code) if row.kind == "int" else (0, (1 << row.bits + row.shift) - 1)
+        )
+        least, most = int(array.min()), int(array.max())
+        if least < low or most > high:
+            bad = least if least < low else most
+            where = tuple(int(i) for i in np.unravel_index(int(np.argmax(array == bad)), array.shape))
+            raise ValueError(
+                f"{name}{list(where)} is {bad}, which is not a code of {row.name!r} (allowed: {low} to {high})"
+            )
+    return np.ascontiguousarray(array, dtype=wanted).reshape(array.shape)
+
+
+def _output(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    if out is None:
+        return np.empty(shape, dtype)
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(f"out is {out.dtype}{list(out.shape)}; it must be {dtype}{list(shape)}")
+    if not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError("out must be C-contiguous and writeable; pass a fresh array or leave it out")
+    return out
+
+
+# -- decode tables ------------------------------------------------------------------------------------------------
+
+
+@cache
+def decode_table(row: Format) -> Array:
+    """Value of every code of a float or codebook format of at most 16 bits (padding bits ignored), read-only."""
+    codes = np.arange(1 << row.bits)
+    if row.kind == "codebook":
+        values = np.array([row.values[min(c, len(row.values) - 1)] for c in range(1 << row.bits)], np.float64)
+    else:
+        values = _decode_floats(codes, row)
+    table = values.astype(row.value_dtype)
+    table.flags.writeable = False
+    return table
+
+
+def _decode_floats(codes: Array, row: Format) -> Array:
+    magnitude = codes & ((1 << (row.exponent_bits + row.mantissa_bits)) - 1)
+    negative = (codes & row.sign_bit) != 0
+    field, mantissa = magnitude >> row.mantissa_bits, magnitude & ((1 << row.mantissa_bits) - 1)
+    subnormal = (field == 0) & row.zero
+    significand = np.where(subnormal, mantissa, mantissa + (1 << row.mantissa_bits)).astype(np.float64)
+    values = np.ldexp(significand, np.where(subnormal, 1, field) - row.bias - row.mantissa_bits)
+    if row.infinity_code is not None:
+        values[magnitude == row.infinity_code] = np.inf
+    values = np.where(negative, -values, values)
+    nan_codes = {
+        "ieee": (field == (1 << row.exponent_bits) - 1) & (mantissa != 0),
+        "all-ones": magnitude == (1 << (row.exponent_bits + row.mantissa_bits)) - 1,
+        "top": magnitude == (1 << (row.exponent_bits + row.mantissa_bits)) - 1,
+        "negative-zero": negative & (magnitude == 0),
+        "none": np.zeros(codes.shape, bool),
+    }[row.nan]
+    values[nan_codes] = np.copysign(np.nan, np.where(negative[nan_codes], -1.0, 1.0))
+    return values
+
+
+# -- encoders -----------------------------------------------------------------------------------------------------
+
+
+def float_target(row: Format, how: Rounding, policy: Overflow, named: Conversion) -> FloatTarget:
+    """Flatten a format and its named choices into the integers the kernels take."""
+    sign = row.sign_bit
+    nan = _nan_codes(row, named)
+    beyond = tuple(
+        {
+            "saturate": (_signed(row, row.max_code, negative),) * 2,
+            "propagate": (_signed(row, row.max_code, negative), _infinite(row, nan, negative)),
+            "infinity": (
+                _signed(row, row.max_code, negative) if _inward(how, negative) else _infinite(row, nan, negative),
+                _infinite(row, nan, negative),
+            ),
+            "nan": (_signed(row, row.max_code, negative) if row.nan_code is None else nan[int(negative)],) * 2,
+        }[policy.name]
+        for negative in (False, True)
+    )
+    no_zero = 0 if row.zero or named.no_zero == "smallest" else nan[0]
+    unsigned = not row.signed and named.negative != "magnitude"
+    below = nan[1] if named.negative == "nan" else 0
+    return FloatTarget(
+        mantissa_bits=row.mantissa_bits,
+        minimum_exponent=row.minimum_exponent,
+        base=0 if row.zero else -(1 << row.mantissa_bits),
+        max_code=row.max_code,
+        rounding=how.code,
+        sign_bit=sign,
+        negative_zero=(0 if row.nan == "negative-zero" else sign) if row.zero else no_zero,
+        zero=no_zero,
+        overflow=beyond[0][0],
+        negative_overflow=below if unsigned else beyond[1][0],
+        infinity=beyond[0][1],
+        negative_infinity=below if unsigned else beyond[1][1],
+        nan=nan[0],
+        negative_nan=nan[1],
+        payload_shift=52 - row.mantissa_bits if named.nan == "payload" and row.nan == "ieee" else 63,
+        unsigned=int(unsigned),
+        negative=below,
+        shift=row.shift,
+    )
+
+
+def _signed(row: Format, code: int, negative: bool) -> int:
+    return code | (row.sign_bit if negative else 0)
+
+
+def _inward(how: Rounding, negative: bool) -> bool:
+    """Whether a directed rounding takes a too large value to the largest finite one instead of beyond it."""
+    return how.name in ("rz", "rodd") or how.name == ("ru" if negative else "rd")
+
+
+def _infinite(row: Format, nan: tuple[int, int], negative: bool) -> int:
+    if row.infinity_code is not None:
+        return _signed(row, row.infinity_code, negative)
+    return _signed(row, row.max_code, negative) if row.nan_code is None else nan[negative]
+
+
+def _nan_codes(row: Format, named: Conversion) -> tuple[int, int]:
+    """What NaN and -NaN become."""
+    if row.nan_code is None:
+        choices = {
+            "max": (row.max_code, row.max_code),
+            "zero": (0, 0),
+            "opposite-zero": (row.sign_bit, 0),
+        }
+        return choices[named.no_nan]
+    if row.nan == "negative-zero" or named.nan == "canonical":
+        return row.nan_code, row.nan_code
+    code = row.nan_code
+    if named.nan == "signed-ones" and row.nan == "ieee":
+        code = (1 << (row.exponent_bits + row.mantissa_bits)) - 1
+    return code, code | row.sign_bit
+
+
+def _fast(row: FloatTarget) -> bool:
+    """Whether `cpu.encode_nearest_even` covers the target: signed symmetric codes in at most 16 bits."""
+    return (
+        row.rounding == 0
+        and row.base == 0
+        and row.unsigned == 0
+        and row.shift == 0
+        and row.payload_shift == 63
+        and row.sign_bit in (1 << b for b in range(3, 16))
+        and row.minimum_exponent >= -126
+        and row.negative_overflow == row.overflow | row.sign_bit
+        and row.negative_infinity == row.infinity | row.sign_bit
+        and row.negative_nan == row.nan | row.sign_bit
+    )
+
+
+def _encode_floats(x: Array, target: FloatTarget, out: Array) -> None:
+    if x.dtype == np.float32 and _fast(target):
+        scale = np.float32(2.0 ** (target.mantissa_bits - max(target.minimum_exponent, -100)))
+        bits = x.view(np.int32)
+        _jit.parallel(lambda i, j: cpu.encode_nearest_even(x, bits, target, scale, out, i, j), x.size, _GRAIN)
+        return
+    wide = x.astype(np.float64, copy=False).view(np.int64)
+    _jit.parallel(lambda i, j: cpu.encode_floats(wide, target, out, i, j), x.size, _GRAIN)
+
+
+def _encode_integers(x: Array, row: Format, how: Rounding, out: Array) -> None:
+    wide, scale = x.astype(np.float64, copy=False), 2.0**row.bias
+    low, high = int(row.min * scale), row.max_code
+    _jit.parallel(lambda i, j: cpu.encode_integers(wide, scale, low, high, how.code, out, i, j), x.size, _GRAIN)

@@ -1,0 +1,362 @@
+"""The slow truth: formats, conversions and accumulators in Python integers and fractions.
+
+Everything here is written to be compared with the standards by eye, and shares no code with the kernels that are
+checked against it: no numpy, no numba, one value at a time. A number is kept as the *code* says it: significand times a
+power of two, with the exponent the format gives it. The exponent matters, because a fused dot product aligns its terms
+by it: a subnormal keeps its format's smallest exponent although its leading bits are zero.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from fpsim.accumulators import Accumulator, FusedDot, IntegerAccumulator, Promoted, SequentialFma, SplitK
+from fpsim.formats import Format, scalar_format
+from fpsim.rounding import Conversion, Overflow, Rounding
+from fpsim.rounding import conversion as find_conversion
+from fpsim.rounding import overflow as find_overflow
+from fpsim.rounding import rounding as find_rounding
+from fpsim.spec import MatmulSpec
+
+Class = Literal["finite", "infinite", "nan"]
+
+
+@dataclass(frozen=True)
+class Number:
+    """One decoded code: (-1)**negative * significand * 2**(exponent - fraction_bits).
+
+    `exponent` is that of the format's leading bit, so a normal float has 2**fraction_bits <= significand.
+    `payload` is the mantissa field of a NaN, left-aligned in 52 bits.
+    """
+
+    kind: Class
+    negative: bool = False
+    significand: int = 0
+    exponent: int = 0
+    fraction_bits: int = 0
+    payload: int = 0
+
+    @property
+    def value(self) -> Fraction:
+        """The exact value of a finite number."""
+        magnitude = Fraction(self.significand) * Fraction(2) ** (self.exponent - self.fraction_bits)
+        return -magnitude if self.negative else magnitude
+
+
+# -- codes to numbers ---------------------------------------------------------------------------------------------
+
+
+def decode(code: int, fmt: str | Format) -> Number:
+    """The number a code stands for. An integer format takes the integer itself."""
+    row = scalar_format(fmt)
+    if row.kind == "int":
+        return Number("finite", code < 0, abs(code), -row.bias, 0)
+    if row.kind == "codebook":
+        value = Fraction(row.values[code])
+        return Number("finite", value < 0, abs(value.numerator), 0, value.denominator.bit_length() - 1)
+    magnitude = (code >> row.shift) & ((1 << (row.exponent_bits + row.mantissa_bits)) - 1)
+    negative = bool(code >> row.shift & row.sign_bit)
+    field, mantissa = magnitude >> row.mantissa_bits, magnitude & ((1 << row.mantissa_bits) - 1)
+    if _is_nan(row, negative, magnitude, field, mantissa):
+        return Number("nan", negative, payload=mantissa << (52 - row.mantissa_bits))
+    if magnitude == row.infinity_code:
+        return Number("infinite", negative)
+    if field == 0 and row.zero:
+        return Number("finite", negative, mantissa, 1 - row.bias, row.mantissa_bits)
+    return Number("finite", negative, (1 << row.mantissa_bits) + mantissa, field - row.bias, row.mantissa_bits)
+
+
+def _is_nan(row: Format, negative: bool, magnitude: int, field: int, mantissa: int) -> bool:
+    top = (1 << (row.exponent_bits + row.mantissa_bits)) - 1
+    if row.nan == "ieee":
+        return field == (1 << row.exponent_bits) - 1 and mantissa != 0
+    if row.nan == "negative-zero":
+        return negative and magnitude == 0
+    return row.nan in ("all-ones", "top") and magnitude == top
+
+
+# -- numbers to codes ---------------------------------------------------------------------------------------------
+
+
+def floor_log2(x: Fraction) -> int:
+    """The e with 2**e <= x < 2**(e+1), for x > 0."""
+    e = x.numerator.bit_length() - x.denominator.bit_length()
+    return e if x >= Fraction(2) ** e else e - 1
+
+
+def round_magnitude(x: Fraction, negative: bool, row: Format, rounding: Rounding) -> int:
+    """Code of |value| x >= 0 rounded as if the exponent range had no upper end (it may exceed `row.max_code`)."""
+    if x == 0:
+        return 0
+    e = max(floor_log2(x), row.minimum_exponent)
+    steps = x / Fraction(2) ** (e - row.mantissa_bits)  # in units of the spacing of the format at x
+    base = (e - row.minimum_exponent) << row.mantissa_bits
+    if not row.zero:
+        base -= 1 << row.mantissa_bits
+    lower = steps.numerator // steps.denominator
+    code = base + lower + int(_rounds_up(steps - lower, base + lower, negative, rounding.name))
+    return max(code, 0)
+
+
+def _rounds_up(rest: Fraction, lower: int, negative: bool, rounding: str) -> bool:
+    """Whether a magnitude `rest` (0 <= rest < 1) above the code `lower` goes to the next code."""
+    half = Fraction(1, 2)
+    odd = lower % 2 == 1
+    if rest == 0:
+        return False
+    return {
+        "rne": rest > half or (rest == half and odd),
+        "rna": rest >= half,
+        "rnz": rest > half,
+        "rz": False,
+        "ru": not negative,
+        "rd": negative,
+        "rodd": not odd,
+    }[rounding]
+
+
+def encode(
+    number: Number,
+    fmt: str | Format,
+    rounding: str | Rounding = "rne",
+    overflow: str | Overflow | None = None,
+    conversion: str | Conversion = "ocp-sat",
+) -> int:
+    """The code that `number` becomes in `fmt`; see `fpsim.rounding` for the names. Integers come out as themselves."""
+    row, how, named = scalar_format(fmt), find_rounding(rounding), find_conversion(conversion)
+    policy = named.overflow_for(row.name) if overflow is None else find_overflow(overflow)
+    if row.kind == "codebook":
+        raise ValueError(f"the reference has no encoder for codebook {row.name!r}")
+    if row.kind == "int":
+        return _encode_integer(number, row, how)
+    return _encode_float(number, row, how, policy, named) << row.shift
+
+
+def _encode_integer(number: Number, row: Format, rounding: Rounding) -> int:
+    low, high = int(Fraction(row.min) * 2**row.bias), row.max_code
+    if number.kind == "nan":
+        return 0
+    if number.kind == "infinite":
+        return low if number.negative else high
+    steps = abs(number.value) * 2**row.bias
+    lower = steps.numerator // steps.denominator
+    magnitude = lower + int(_rounds_up(steps - lower, lower, number.negative, rounding.name))
+    return min(max(-magnitude if number.negative else magnitude, low), high)
+
+
+def _encode_float(number: Number, row: Format, rounding: Rounding, policy: Overflow, named: Conversion) -> int:
+    sign = row.sign_bit if number.negative else 0
+    if number.kind == "nan":
+        return _nan(number, row, named)
+    if number.kind == "finite" and number.significand == 0 and not row.zero:
+        return _nan(number, row, named) if named.no_zero == "nan" else 0
+    if number.negative and not row.signed and named.negative != "magnitude":
+        if number.kind == "finite" and row.zero and round_magnitude(abs(number.value), True, row, rounding) == 0:
+            return 0
+        return _nan(number, row, named) if named.negative == "nan" else 0
+    if number.kind == "infinite":
+        return _too_large(number, row, named, {"saturate": "max", "nan": "nan"}.get(policy.name, "inf"))
+    code = round_magnitude(abs(number.value), number.negative, row, rounding)
+    if code > row.max_code:
+        inward = rounding.name in ("rz", "rodd") or rounding.name == ("ru" if number.negative else "rd")
+        finite = policy.name in ("saturate", "propagate") or (policy.name == "infinity" and inward)
+        return _too_large(number, row, named, "max" if finite else "nan" if policy.name == "nan" else "inf")
+    if code == 0 and row.nan == "negative-zero":
+        return 0
+    return sign | code
+
+
+def _too_large(number: Number, row: Format, named: Conversion, wanted: str) -> int:
+    """Inf if wanted and there is one, else NaN if wanted or instead of Inf and there is one, else the largest value."""
+    sign = row.sign_bit if number.negative else 0
+    if wanted == "inf" and row.infinity_code is not None:
+        return sign | row.infinity_code
+    if wanted != "max" and row.nan_code is not None:
+        return _nan(Number("nan", number.negative), row, named)
+    return sign | row.max_code
+
+
+def _nan(number: Number, row: Format, named: Conversion) -> int:
+    sign = row.sign_bit if number.negative else 0
+    if row.nan_code is None:
+        return {"max": row.max_code, "zero": 0, "opposite-zero": row.sign_bit - sign}[named.no_nan]
+    if row.nan == "negative-zero":
+        return row.nan_code
+    if named.nan == "canonical":
+        return row.nan_code
+    if named.nan == "signed-ones" and row.nan == "ieee":
+        return sign | ((1 << (row.exponent_bits + row.mantissa_bits)) - 1)
+    if named.nan == "payload" and row.nan == "ieee":
+        return sign | row.nan_code | number.payload >> (52 - row.mantissa_bits)
+    return sign | row.nan_code
+
+
+# -- accumulators -------------------------------------------------------------------------------------------------
+
+#: What an engine returns for NaN, per container (NVIDIA's canonical NaN; float64 has the IEEE quiet NaN).
+ENGINE_NAN = {"f32": 0x7FFFFFFF, "f16": 0x7FFF, "f64": 0x7FF8000000000000, "bf16": 0x7FFF}
+
+_CONTAINER = {"e8m13": "f32", "tf32": "f32"}
+
+
+def container(name: str) -> str:
+    """The format whose codes hold `name`: a narrow accumulator lives in a wider register."""
+    return _CONTAINER.get(name, name)
+
+
+def round_sum(total: Fraction, rounding: str, output: str) -> int:
+    """Round an exact sum once, into the container of `output`. Zero is +0 and overflow is Inf, for every rounding."""
+    row, held = scalar_format(output), scalar_format(container(output))
+    code = round_magnitude(abs(total), total < 0, row, find_rounding(rounding))
+    if code > row.max_code:
+        code = row.infinity_code if row.infinity_code is not None else row.max_code
+    elif code == 0:
+        return 0
+    code <<= held.mantissa_bits - row.mantissa_bits
+    return code | (held.sign_bit if total < 0 else 0)
+
+
+def special_sum(products: Sequence[tuple[Number, Number]], c: Number, output: str) -> int | None:
+    """The result of an addition in which an Inf or NaN takes part, by IEEE rules; None if all is finite."""
+    nan, infinite_signs = c.kind == "nan", {c.negative} if c.kind == "infinite" else set()
+    for a, b in products:
+        if "nan" in (a.kind, b.kind):
+            nan = True
+        elif "infinite" in (a.kind, b.kind):
+            if (a.kind == "finite" and a.significand == 0) or (b.kind == "finite" and b.significand == 0):
+                nan = True
+            infinite_signs.add(a.negative != b.negative)
+    held = scalar_format(container(output))
+    if nan or len(infinite_signs) == 2:
+        return ENGINE_NAN[held.name]
+    if infinite_signs:
+        return (held.infinity_code or 0) | (held.sign_bit if True in infinite_signs else 0)
+    return None
+
+
+def fused_step(products: Sequence[tuple[Number, Number]], c: Number, kind: FusedDot) -> int:
+    """One T-FDPA step, arXiv:2511.10909 Algorithm 7: align, truncate, add exactly, round once."""
+    special = special_sum(products, c, kind.output)
+    if special is not None:
+        return special
+    # 1. Terms as (value, exponent); the product of two significands is in [0, 4) and is not renormalised.
+    terms = [(a.value * b.value, a.exponent + b.exponent) for a, b in products]
+    terms.append((c.value, c.exponent))
+    # 2. The largest exponent among the terms that are not zero; zeros count with `zero_exponent`.
+    exponents = [e for value, e in terms if value != 0]
+    if kind.zero_exponent is not None:
+        exponents.append(kind.zero_exponent)
+    if not exponents:
+        return 0
+    largest = max(exponents)
+    # 3. Truncate each term toward zero at 2**(largest - F), then add exactly.
+    total = Fraction(0)
+    for value, _ in terms:
+        if kind.fraction_bits is None:
+            total += value
+        else:
+            unit = Fraction(2) ** (largest - kind.fraction_bits)
+            total += int(value / unit) * unit  # int() truncates toward zero
+    # 4. Round once.
+    return round_sum(total, kind.rounding, kind.output)
+
+
+def _fused_chain(pairs: Sequence[tuple[Number, Number]], c: int, kind: FusedDot) -> int:
+    held, step = container(kind.output), kind.terms or max(len(pairs), 1)
+    for start in range(0, len(pairs), step):
+        c = fused_step(pairs[start : start + step], decode(c, held), kind)
+    return c
+
+
+def _add(x: int, y: int, output: str) -> int:
+    """IEEE addition in `output`, to nearest even (an exact zero sum is +0 unless both are -0)."""
+    a, b = decode(x, output), decode(y, output)
+    special = special_sum([], a, output)
+    one = Number("finite", False, 1, 0, 0)
+    special = special_sum([(b, one)], a, output)
+    if special is not None:
+        return special
+    if a.significand == 0 and b.significand == 0 and a.negative and b.negative:
+        return x
+    return round_sum(a.value + b.value, "rne", output)
+
+
+def _fma_chain(pairs: Sequence[tuple[Number, Number]], c: int, kind: SequentialFma) -> int:
+    held = scalar_format(kind.output)
+    for a, b in pairs:
+        number = decode(c, held)
+        special = special_sum([(a, b)], number, kind.output)
+        if special is not None:
+            c = special
+            continue
+        product, minus = a.value * b.value, a.negative != b.negative
+        total = product + number.value
+        c = round_sum(total, kind.rounding, kind.output)
+        if total == 0 and product == 0 and number.value == 0 and minus and number.negative:
+            c = held.sign_bit  # -0 + -0
+        elif c == 0 and total < 0:
+            c = held.sign_bit  # a negative sum that underflows keeps its sign
+        elif total == 0 and (product != 0 or minus != number.negative) and kind.rounding == "rd":
+            c = held.sign_bit  # IEEE 754, 6.3: an exact zero difference is -0 when rounding toward -inf
+    return c
+
+
+def _promoted(pairs: Sequence[tuple[Number, Number]], c: int, kind: Promoted) -> int:
+    for start in range(0, len(pairs), kind.every):
+        group = list(pairs[start : start + kind.every])
+        if kind.order == "mod4-pairs":
+            zero = Number("finite")
+            group += [(zero, zero)] * (-len(group) % kind.every)
+            group = [p for i, p in enumerate(group) if i % 4 < 2] + [p for i, p in enumerate(group) if i % 4 >= 2]
+        inner = _fused_chain(group, 0, kind.inner)
+        c = _add(c, inner, kind.output)
+    return c
+
+
+def split_ranges(k: int, splits: int, tile: int) -> list[tuple[int, int]]:
+    """Contiguous K ranges of ceil(tiles / splits) tiles each; the last one may be short or missing."""
+    tiles = -(-k // tile)
+    width = -(-tiles // splits) * tile
+    return [(start, min(start + width, k)) for start in range(0, k, max(width, 1))]
+
+
+def _integer_chain(pairs: Sequence[tuple[Number, Number]], c: int, kind: IntegerAccumulator) -> int:
+    half, modulus = 1 << (kind.bits - 1), 1 << kind.bits
+    for step, (a, b) in enumerate(pairs):
+        c += int(a.value * b.value)
+        if kind.overflow == "wrap":
+            c = (c + half) % modulus - half
+        elif kind.overflow == "saturate":
+            c = min(max(c, -half), half - 1)
+        elif not -half <= c < half:
+            raise OverflowError(f"the {kind.bits}-bit sum is {c} after product {step}")
+    return c
+
+
+def accumulate(pairs: Sequence[tuple[Number, Number]], c: int, kind: Accumulator) -> int:
+    """The result code of one dot product. `c` is a code of the accumulator's container (an int for integers)."""
+    if isinstance(kind, FusedDot):
+        return _fused_chain(pairs, c, kind)
+    if isinstance(kind, SequentialFma):
+        return _fma_chain(pairs, c, kind)
+    if isinstance(kind, Promoted):
+        return _promoted(pairs, c, kind)
+    if isinstance(kind, SplitK):
+        for start, stop in split_ranges(len(pairs), kind.splits, kind.tile):
+            part = accumulate(pairs[start:stop], 0, kind.inner)
+            c = part if start == 0 and c == 0 else _add(c, part, kind.output)
+        return c
+    return _integer_chain(pairs, c, kind)
+
+
+def dot(a: Sequence[int], b: Sequence[int], c: int, spec: MatmulSpec) -> int:
+    """One output element: codes of a row of A and of a column of B, and the code of c, all as Python integers."""
+    if len(a) != len(b):
+        raise ValueError(f"a has {len(a)} codes and b has {len(b)}; a dot product needs as many of each")
+    pairs = [(decode(x, spec.a), decode(y, spec.b)) for x, y in zip(a, b, strict=True)]
+    result = accumulate(pairs, c, spec.accumulator)
+    held = container(spec.accumulator.output)
+    if spec.out == held:
+        return result
+    return encode(decode(result, held), spec.out, "rne", "infinity", "ocp-nonsat")
