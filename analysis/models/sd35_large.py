@@ -1,0 +1,36 @@
+"""Stable Diffusion 3.5 large, 1024 x 1024: an 8 B parameter MMDiT with normalised queries and keys."""
+
+from analysis.models import Model, Part
+from analysis.models._shared import clip_bigg, clip_l, kl_decoder, t5_xxl
+
+MODEL = Model(
+    title="Stable Diffusion 3.5 large",
+    source="stabilityai/stable-diffusion-3.5-large on the Hugging Face hub: transformer/config.json (2024-10)",
+    height=1024,
+    width=1024,
+    tokens=333,  # 77 of CLIP and 256 of T5
+    steps=28,
+    parts={
+        "denoiser": (
+            Part(
+                cls="diffusers.SD3Transformer2DModel",
+                config={
+                    "sample_size": 128,
+                    "patch_size": 2,
+                    "in_channels": 16,
+                    "out_channels": 16,
+                    "num_layers": 38,
+                    "attention_head_dim": 64,
+                    "num_attention_heads": 38,
+                    "joint_attention_dim": 4096,
+                    "caption_projection_dim": 2432,
+                    "pooled_projection_dim": 2048,
+                    "pos_embed_max_size": 192,
+                    "qk_norm": "rms_norm",
+                },
+            ),
+        ),
+        "vae-decode": (kl_decoder(16),),
+        "text-encoder": (clip_l(projection=True), clip_bigg(), t5_xxl(256)),
+    },
+)
