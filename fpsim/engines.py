@@ -18,7 +18,7 @@ from typing import Literal
 
 from fpsim._names import unknown
 from fpsim.accumulators import Accumulator, FusedDot, IntegerAccumulator, SequentialFma
-from fpsim.formats import ALIASES, scalar_format
+from fpsim.formats import ALIASES, container, scalar_format
 from fpsim.spec import MatmulSpec
 
 Evidence = Literal["silicon", "published", "documented"]
@@ -43,7 +43,7 @@ class Row:
 
     @property
     def output(self) -> str:
-        return self.out or self.accumulator.output
+        return self.out or container(self.accumulator.output).name
 
     def pairs(self) -> list[tuple[str, str]]:
         return [(a, b) for a in self.a for b in (self.b or (a,))]

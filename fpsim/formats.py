@@ -48,6 +48,7 @@ class Format:
     zero: bool = True  #: False: exponent field 0 is an ordinary power of two (E8M0)
     pad_bits: int = 0  #: high bits of the stored code that carry nothing
     shift: int = 0  #: low bits of the stored code that carry nothing (TF32 lives in the high bits of a float32)
+    container: str = ""  #: the wider format whose codes hold this one, "" for itself
     narrow: bool = False  #: int: the most negative code is not used
     values: tuple[float, ...] = ()  #: codebook: the value of each code
     source: str = ""
@@ -207,8 +208,11 @@ _FNUZ = "Noune et al., arXiv:2206.02915"
 _IEEE = "IEEE 754-2019"
 
 
-def ieee_float(name: str, exponent_bits: int, mantissa_bits: int, source: str = _IEEE, shift: int = 0) -> Format:
-    """An IEEE-style format: bias 2**(E-1)-1, subnormals, the top exponent reserved for Inf and NaN."""
+def ieee_float(name: str, exponent_bits: int, mantissa_bits: int, source: str = _IEEE, in_f32: bool = False) -> Format:
+    """An IEEE-style format: bias 2**(E-1)-1, subnormals, the top exponent reserved for Inf and NaN.
+
+    in_f32 : its codes are float32 bit patterns whose low mantissa bits carry nothing.
+    """
     return Format(
         name=name,
         exponent_bits=exponent_bits,
@@ -216,7 +220,8 @@ def ieee_float(name: str, exponent_bits: int, mantissa_bits: int, source: str = 
         bias=(1 << (exponent_bits - 1)) - 1,
         nan="ieee",
         infinities=True,
-        shift=shift,
+        shift=23 - mantissa_bits if in_f32 else 0,
+        container="f32" if in_f32 else "",
         source=source,
     )
 
@@ -265,10 +270,10 @@ _SCALARS = (
     ieee_float("f64", 11, 52),
     ieee_float("f32", 8, 23),
     ieee_float(
-        "tf32", 8, 10, source="NVIDIA A100 whitepaper (2020); 19 bits, kept in the high bits of a float32", shift=13
+        "tf32", 8, 10, source="NVIDIA A100 whitepaper (2020); 19 bits, kept in the high bits of a float32", in_f32=True
     ),
-    ieee_float("xf32", 8, 10, source="AMD CDNA3 ISA (2023): the operand format of the xf32 MFMA", shift=13),
-    ieee_float("e8m13", 8, 13, source="accumulator of Hopper/Ada FP8, arXiv:2511.10909 table 7", shift=10),
+    ieee_float("xf32", 8, 10, source="AMD CDNA3 ISA (2023): the operand format of the xf32 MFMA", in_f32=True),
+    ieee_float("e8m13", 8, 13, source="accumulator of Hopper/Ada FP8, arXiv:2511.10909 table 7", in_f32=True),
     ieee_float("bf16", 8, 7, source="Intel BFLOAT16 hardware numerics definition (2018)"),
     ieee_float("f16", 5, 10),
     Format(name="e4m3", exponent_bits=4, mantissa_bits=3, bias=7, nan="all-ones", source=_OCP_FP8),
@@ -358,6 +363,12 @@ def format(name: str | Format | BlockFormat) -> Format | BlockFormat:  # noqa: A
     if row is None:
         raise unknown("format", name, FORMATS)
     return row
+
+
+def container(name: str | Format) -> Format:
+    """The format whose codes hold `name`: float32 for the narrow accumulator e8m13, else the format itself."""
+    row = scalar_format(name)
+    return scalar_format(row.container) if row.container else row
 
 
 def scalar_format(name: str | Format) -> Format:

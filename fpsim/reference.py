@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Literal
 
 from fpsim.accumulators import Accumulator, FusedDot, IntegerAccumulator, Promoted, SequentialFma, SplitK
-from fpsim.formats import Format, scalar_format
+from fpsim.formats import Format, container, scalar_format
 from fpsim.rounding import Conversion, Overflow, Rounding
 from fpsim.rounding import conversion as find_conversion
 from fpsim.rounding import overflow as find_overflow
@@ -197,17 +197,10 @@ def _nan(number: Number, row: Format, named: Conversion) -> int:
 #: What an engine returns for NaN, per container (NVIDIA's canonical NaN; float64 has the IEEE quiet NaN).
 ENGINE_NAN = {"f32": 0x7FFFFFFF, "f16": 0x7FFF, "f64": 0x7FF8000000000000, "bf16": 0x7FFF}
 
-_CONTAINER = {"e8m13": "f32", "tf32": "f32"}
-
-
-def container(name: str) -> str:
-    """The format whose codes hold `name`: a narrow accumulator lives in a wider register."""
-    return _CONTAINER.get(name, name)
-
 
 def round_sum(total: Fraction, rounding: str, output: str) -> int:
     """Round an exact sum once, into the container of `output`. Zero is +0 and overflow is Inf, for every rounding."""
-    row, held = scalar_format(output), scalar_format(container(output))
+    row, held = scalar_format(output), container(output)
     code = round_magnitude(abs(total), total < 0, row, find_rounding(rounding))
     if code > row.max_code:
         code = row.infinity_code if row.infinity_code is not None else row.max_code
@@ -227,7 +220,7 @@ def special_sum(products: Sequence[tuple[Number, Number]], c: Number, output: st
             if (a.kind == "finite" and a.significand == 0) or (b.kind == "finite" and b.significand == 0):
                 nan = True
             infinite_signs.add(a.negative != b.negative)
-    held = scalar_format(container(output))
+    held = container(output)
     if nan or len(infinite_signs) == 2:
         return ENGINE_NAN[held.name]
     if infinite_signs:
@@ -272,7 +265,6 @@ def _fused_chain(pairs: Sequence[tuple[Number, Number]], c: int, kind: FusedDot)
 def _add(x: int, y: int, output: str) -> int:
     """IEEE addition in `output`, to nearest even (an exact zero sum is +0 unless both are -0)."""
     a, b = decode(x, output), decode(y, output)
-    special = special_sum([], a, output)
     one = Number("finite", False, 1, 0, 0)
     special = special_sum([(b, one)], a, output)
     if special is not None:
@@ -357,6 +349,6 @@ def dot(a: Sequence[int], b: Sequence[int], c: int, spec: MatmulSpec) -> int:
     pairs = [(decode(x, spec.a), decode(y, spec.b)) for x, y in zip(a, b, strict=True)]
     result = accumulate(pairs, c, spec.accumulator)
     held = container(spec.accumulator.output)
-    if spec.out == held:
+    if spec.out == held.name:
         return result
     return encode(decode(result, held), spec.out, "rne", "infinity", "ocp-nonsat")

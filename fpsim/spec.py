@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from fpsim.accumulators import Accumulator
-from fpsim.formats import Format, scalar_format
+from fpsim.formats import Format, container, scalar_format
 
 
 class _FormatField:
@@ -43,7 +43,7 @@ class MatmulSpec:
 
     def __post_init__(self) -> None:
         if not self.out:
-            object.__setattr__(self, "out", self.accumulator.output)
+            object.__setattr__(self, "out", container(self.accumulator.output).name)
         scalar_format(self.out)
         if (self.scale is None) != (self.block is None):
             raise ValueError(f"scale={self.scale!r} and block={self.block!r} go together: give both or neither")
