@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse prints its usage before an error; one line is enough."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        _complain(f"{message} (see {self.prog} --help)")
         sys.exit(2)
 
 
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Walk `analysis/commands`: each module has HELP, `arguments(parser)` and `run(options)`."""
     parser = _Parser(prog="fpsim", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = _Parser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=_Parser)
     for found in sorted(pkgutil.iter_modules(commands.__path__), key=lambda row: row.name):
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.version:
         from importlib.metadata import version
 
-        print(f"fpsim {version('fpsim')}")
+        sys.stdout.write(f"fpsim {version('fpsim')}\n")
         return 0
     if options.command is None:
         parser.print_help()
@@ -76,16 +76,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as interrupt:
-        print(f"fpsim: stopped{'; ' if interrupt.args else ''}{_one_line(interrupt)}", file=sys.stderr)
+        _complain(f"stopped{'; ' if interrupt.args else ''}{_one_line(interrupt)}")
         return 130
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("fpsim", "hwmodels", "analysis"):
             raise
-        print(f"fpsim: the package {error.name!r} is missing; install it: pip install {error.name}", file=sys.stderr)
+        _complain(f"the package {error.name!r} is missing; install it: pip install {error.name}")
         return 2
     except (ValueError, OSError) as error:
-        print(f"fpsim: {_one_line(error)}", file=sys.stderr)
+        _complain(_one_line(error))
         return 2
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"fpsim: {text}\n")
 
 
 def _one_line(error: BaseException) -> str:
@@ -96,7 +100,7 @@ def _one_line(error: BaseException) -> str:
 
 def _bug(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     """What nobody foresaw: one line, exit code 1."""
-    print(f"fpsim: internal error, {kind.__name__}: {_one_line(error)} (--debug shows where)", file=sys.stderr)
+    _complain(f"internal error, {kind.__name__}: {_one_line(error)} (--debug shows where)")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ def devices() -> dict[str, str]:
     """Name -> one line."""
     import hwmodels
 
-    return {name: hwmodels.device(name).summary for name in hwmodels.DEVICES}
+    return {name: hwmodels.device(name).title for name in hwmodels.DEVICES}
 
 
 def schemes() -> dict[str, str]:
@@ -72,6 +73,8 @@ KINDS: Mapping[str, Callable[[], dict[str, str]]] = {
 
 def find(name: str, kind: str | None = None) -> str:
     """The kind `name` is of: the first that has it. Raises ValueError, with the nearest of all names, if none has."""
+    if kind is not None and kind not in KINDS:
+        raise ValueError(unknown("kind", kind, KINDS))
     known: list[str] = []
     for candidate, entries in KINDS.items():
         if kind in (None, candidate):
@@ -79,7 +82,11 @@ def find(name: str, kind: str | None = None) -> str:
             if name in names:
                 return candidate
             known += names
-    raise ValueError(unknown("name" if kind is None else kind.removesuffix("s"), name, known))
+    if kind is not None:
+        raise ValueError(unknown(kind.removesuffix("s"), name, known))
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(f"unknown name {name!r}; {hint}(fpsim list {'|'.join(KINDS)} prints all of them)")
 
 
 def _modules(folder: Path) -> dict[str, str]:

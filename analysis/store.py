@@ -76,7 +76,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote. Raises DamagedFile when the bytes are not that, FileNotFoundError when there are none."""
+    """What `write_json` wrote. Raises DamagedFile when the bytes are not that, FileNotFoundError without a file."""
     try:
         document = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -157,7 +157,7 @@ class RunDirectory:
         else:
             if run.path.is_dir() and any(run.batches.glob("*.safetensors")):
                 raise ValueError(
-                    f"run directory {run.path} has pictures but no experiment.json; delete the directory and start again"
+                    f"run directory {run.path} has pictures but no experiment.json; delete it and start again"
                 )
             write_json(run.manifest_path, {**manifest, "key": key})
         run.batches.mkdir(exist_ok=True)

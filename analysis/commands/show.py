@@ -23,11 +23,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from analysis import registry
-
-    if options.kind is not None and options.kind not in registry.KINDS:
-        raise ValueError(registry.unknown("kind", options.kind, registry.KINDS))
     import fpsim
+    from analysis import registry
 
     name = fpsim.formats.ALIASES.get(options.name, options.name)
     kind = registry.find(name, options.kind)
@@ -116,9 +113,9 @@ def engine_card(name: str) -> dict[str, Any]:
 
 
 def device_card(name: str) -> dict[str, Any]:
-    import hwmodels
+    from analysis import cards
 
-    return dict(hwmodels.device(name).to_dict())
+    return cards.device_card(name)
 
 
 def scheme_card(name: str) -> dict[str, Any]:
@@ -178,10 +175,7 @@ def _print_format(name: str, card: Mapping[str, Any]) -> None:
     if len(values) <= across:
         say(table([(code, cell) for code, cell in enumerate(cells)], ("code", "value"), right=(1,)))
         return
-    rows = [
-        (f"0x{start:02x}", *cells[start : start + across])
-        for start in range(0, len(values), across)
-    ]
+    rows = [(f"0x{start:02x}", *cells[start : start + across]) for start in range(0, len(values), across)]
     say(table(rows, ("code", *(f"+{step}" for step in range(across))), right=range(1, across + 1)))
 
 
@@ -211,6 +205,24 @@ def _print_engine(name: str, card: Mapping[str, Any]) -> None:
             say(paragraph(accumulator, indent="    "))
     else:
         say(table(rows, ("operands", "out", "accumulator")))
+
+
+def _print_device(name: str, card: Mapping[str, Any]) -> None:
+    say(f"{name}: {card['title']} ({card['vendor']}, {card['architecture']})")
+    say()
+    rows = [(row["name"], row["text"], f"{row['status']}, {row['source']}") for row in card["figures"]]
+    say(table(rows, ("figure", "value", "status, source"), right=(1,)))
+    say()
+    rates = [
+        (row["accumulator"], row["text"], f"{row['status']}, {row['source']}", ", ".join(row["operands"]))
+        for row in card["rates"]
+    ]
+    say(table(rates, ("adds in", "dense rate", "status, source", "operands"), right=(1,)))
+    say()
+    for row in card["sources"]:
+        say(paragraph(f"{row['key']}: {row['title']} ({row['date']}) {row['url']}"))
+    for note in card["decisions"]:
+        say(paragraph(f"- {note}"))
 
 
 def _print_method(name: str, card: Mapping[str, Any]) -> None:
@@ -249,6 +261,7 @@ def _print_model(name: str, card: Mapping[str, Any]) -> None:
 PRINTERS: Mapping[str, Callable[[str, Mapping[str, Any]], None]] = {
     "formats": _print_format,
     "engines": _print_engine,
+    "devices": _print_device,
     "schemes": _print_scheme,
     "methods": _print_method,
     "models": _print_model,

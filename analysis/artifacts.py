@@ -1,0 +1,216 @@
+"""What a finished run leaves behind: tables, pictures, and the JSON that its page is written from."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis import plots
+from analysis.cards import device_card
+from analysis.experiment import Experiment
+from analysis.plan import NOISE_FLOOR, REFERENCE, Plan
+from analysis.pricing import FALLBACK, NOT_SUPPORTED, CostRow
+from analysis.scoring import QualityRow, Verdict, verdicts
+from analysis.store import write_atomic, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.store import Images
+
+GRID_COLUMNS = 8
+FEW_PROMPTS = 512  # below it, differences that matter drown: 2,048 separated what 512 could not
+FEW_FOR_FRECHET = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run: where it is and what it found."""
+
+    path: Path
+    experiment: Experiment
+    key: str
+    quality: tuple[QualityRow, ...]
+    costs: tuple[CostRow, ...]
+    unused_rules: Mapping[str, Sequence[str]]
+    seconds: Mapping[str, float]
+
+    @property
+    def page(self) -> Path:
+        return self.path / "index.html"
+
+    def table(self) -> pd.DataFrame:
+        """Everything in one tidy frame: measured rows, then projected ones; `attrs["run"]` is the directory."""
+        import pandas as pd
+
+        measured = pd.DataFrame([asdict(row) for row in self.quality])
+        projected = pd.DataFrame(
+            [
+                {
+                    "configuration": row.configuration,
+                    "scheme": row.scheme,
+                    "model": row.model,
+                    "device": row.device,
+                    "metric": metric,
+                    "unit": unit,
+                    "value": getattr(row, metric),
+                    "note": row.note or row.support,
+                    "kind": row.kind,
+                }
+                for row in self.costs
+                for metric, unit in (("time_per_image", "s"), ("speedup", ""), ("weights", "B"))
+            ]
+        )
+        frame = pd.concat([measured, projected], ignore_index=True) if len(projected) else measured
+        frame.attrs["run"] = str(self.path)
+        return frame
+
+
+def write_results(run: Run, plan: Plan, images: Mapping[str, Images], command: str) -> None:
+    """results.csv, costs.csv, grid.png, pareto-*.png, and results.json, from which the page is written."""
+    write_atomic(run.path / "results.csv", comma_separated([asdict(row) for row in run.quality]))
+    write_atomic(run.path / "costs.csv", comma_separated([asdict(row) for row in run.costs]))
+    judged = verdicts(plan, run.quality)
+    grid = grid_rows(plan, images, run.quality)
+    captions = plan.captions[:GRID_COLUMNS]
+    write_atomic(run.path / "grid.png", plots.image_grid(grid, captions))
+    figures = draw_fronts(run)
+    for name, data in figures.items():
+        write_atomic(run.path / name, data)
+    results = {
+        "experiment": run.experiment.to_dict(),
+        "key": run.key,
+        "unused_rules": {name: list(patterns) for name, patterns in run.unused_rules.items()},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+        "command": command,
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "surroundings": dict(plan.surroundings),
+        "seconds": dict(run.seconds),
+        "rows": [
+            {"label": row.label, "role": row.role, "summary": row.scheme.summary, "prompts": row.prompts}
+            for row in plan.rows
+        ],
+        "quality": [asdict(row) for row in run.quality],
+        "verdicts": [
+            {**asdict(verdict), "indistinguishable": verdict.indistinguishable} for verdict in judged.values()
+        ],
+        "costs": [asdict(row) for row in run.costs],
+        "devices": [device_card(name) for name in run.experiment.cost.devices],
+        "warnings": warnings(plan, run, judged),
+        "figures": list(figures),
+        "grid": {
+            "captions": captions,
+            "rows": [
+                {
+                    "label": row.label,
+                    "remark": row.remark,
+                    "images": [None if image is None else plots.picture(image) for image in row.images],
+                }
+                for row in grid
+            ],
+        },
+    }
+    write_json(run.path / "results.json", results)
+
+
+def warnings(plan: Plan, run: Run, judged: Mapping[str, Verdict]) -> list[str]:
+    """What a reader must know before believing the page."""
+    found = [
+        f"scheme {name}: pattern {pattern!r} decides no layer of {run.experiment.quality.pipeline}"
+        for name, patterns in run.unused_rules.items()
+        for pattern in patterns
+    ]
+    prompts = run.experiment.quality.prompts
+    if prompts < FEW_PROMPTS:
+        found.append(
+            f"{prompts} prompts are few: a loss of up to {100 * judged[NOISE_FLOOR].resolution:.1f} points of prompts "
+            "obeyed can hide in this sample; use {FEW_PROMPTS} or more before a decision"
+        )
+    few = [row for row in plan.rows if row.prompts < prompts]
+    found += [f"{row.label}: only {row.prompts} prompts (every product emulated)" for row in few]
+    if any(row.metric == "frechet" for row in run.quality) and prompts < FEW_FOR_FRECHET:
+        found.append(
+            "Fréchet distances of so few pictures are biased upwards; compare them within this table, not with others"
+        )
+    for device in run.experiment.cost.devices:
+        for support, says in (
+            (NOT_SUPPORTED, "not supported"),
+            (FALLBACK, "partly or wholly by fallback, see the notes"),
+        ):
+            names = dict.fromkeys(
+                row.configuration for row in run.costs if (row.device, row.support) == (device, support)
+            )
+            if names:
+                found.append(f"{device}: {', '.join(names)} {says}")
+    return found
+
+
+def grid_rows(plan: Plan, images: Mapping[str, Images], quality: Sequence[QualityRow]) -> list[plots.GridRow]:
+    """The first prompts of every row, with their mean PSNR to full precision."""
+    remark = {
+        row.configuration: f"{row.value:.1f} dB to full precision"
+        for row in quality
+        if row.metric == "psnr" and row.against == REFERENCE
+    }
+    columns = min(GRID_COLUMNS, plan.experiment.quality.prompts)
+    return [
+        plots.GridRow(
+            label=row.label,
+            remark=remark.get(row.label, "full precision"),
+            images=[images[row.label][index] if index < row.prompts else None for index in range(columns)],
+        )
+        for row in plan.rows
+    ]
+
+
+def draw_fronts(run: Run) -> dict[str, bytes]:
+    """One Pareto plot per device, of the last (largest) model: PSNR against projected time."""
+    if not run.experiment.cost.models:
+        return {}
+    model = run.experiment.cost.models[-1]
+    psnr = {row.configuration: row for row in run.quality if row.metric == "psnr" and row.against == REFERENCE}
+    floor = psnr[NOISE_FLOOR].value
+    labels = [label for label, row in psnr.items() if row.role == "configuration" and not row.engine]
+    colours = {label: index for index, label in enumerate(labels)}
+    figures = {}
+    for device in run.experiment.cost.devices:
+        points = [
+            plots.Point(
+                label=row.configuration,
+                cost=row.time_per_image,
+                quality=psnr[row.configuration].value,
+                low=psnr[row.configuration].low,
+                high=psnr[row.configuration].high,
+            )
+            for row in run.costs
+            if (row.model, row.device) == (model, device)
+            and row.configuration in colours
+            and row.time_per_image is not None
+        ]
+        if points:
+            figures[f"pareto-{device}.png"] = plots.pareto(
+                points,
+                title=f"{model} on {device}",
+                cost_name="seconds per image (projected)",
+                quality_name="PSNR to full precision, dB (measured)",
+                floor=floor,
+                floor_name="full precision, another seed",
+                colours=colours,
+            )
+    return figures
+
+
+def comma_separated(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Comma-separated values with a header; None is an empty field."""
+    out = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return out.getvalue().encode()

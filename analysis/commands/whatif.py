@@ -1,0 +1,115 @@
+"""Quantize a pipeline in several arithmetics, look at its pictures, and project
+the cost on several devices: one page to decide from.
+
+Without a file the shipped default experiment runs. Stop it whenever you like:
+the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from analysis.commands._text import paragraph, say, say_json, table
+
+HELP = "measure quality, project cost, write the report"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", nargs="?", default="default", help="a .toml file, or a shipped one's name")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run directories go (default: runs)")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def run(options: argparse.Namespace) -> None:
+    command = "fpsim " + shlex.join(sys.argv[1:])
+    try:
+        from analysis.experiment import Experiment
+        from analysis.whatif import run as run_experiment
+
+        experiment = Experiment.load(options.experiment)
+        with Bars(quiet=options.quiet or options.json) as bars:
+            found = run_experiment(
+                experiment, runs=options.runs, workers=options.workers, progress=bars.tell, command=command
+            )
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"what is measured is kept, go on with: {command}") from interrupt
+    if options.json:
+        frame = found.table()
+        rows = [{key: value for key, value in row.items() if value == value} for row in frame.to_dict("records")]
+        say_json({"run": str(found.path), "page": str(found.page), "results": rows})
+    else:
+        summary(found)
+
+
+class Bars:
+    """A bar with the remaining time for each stage, on stderr."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._stage = ""
+        self._bar: Any = None
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def tell(self, stage: str, done: float, total: float) -> None:
+        """Show that `done` of `total` is done."""
+        if self._quiet:
+            return
+        if stage != self._stage:
+            from tqdm import tqdm
+
+            self.__exit__()
+            self._stage = stage
+            self._bar = tqdm(
+                desc=stage,
+                total=total,
+                initial=done,
+                bar_format="{desc:<10}{percentage:3.0f}% |{bar:30}| {elapsed} gone, {remaining} to go",
+                mininterval=0.2 if sys.stderr.isatty() else 10,
+                ascii=None if (sys.stderr.encoding or "").lower().startswith("utf") else True,
+            )
+        self._bar.update(done - self._bar.n)
+
+
+def summary(found: Any) -> None:
+    """The page's two tables, small enough for a terminal."""
+    from analysis.report import cost_cell, interval_cell
+
+    quality = {(row.configuration, row.metric): row for row in found.quality if row.against in ("", "fp32")}
+    labels = list(dict.fromkeys(row.configuration for row in found.quality))
+    rows = [
+        (label, *(interval_cell(quality.get((label, metric)), short=True) for metric in ("correct", "psnr")))
+        for label in labels
+    ]
+    say()
+    say(table(rows, ("measured", "prompts obeyed, %", "PSNR, dB")))
+    cost = found.experiment.cost
+    for model in cost.models:
+        listed = list(dict.fromkeys(row.configuration for row in found.costs))
+        cells = {(row.configuration, row.device): cost_cell(row) for row in found.costs if row.model == model}
+        say()
+        say(
+            table(
+                [(label, *(cells[label, device] for device in cost.devices)) for label in listed],
+                (f"projected: {model}", *cost.devices),
+            )
+        )
+    say()
+    say(
+        paragraph(
+            "Times are seconds per image (denoiser only), a lower bound; in parentheses the speed-up over "
+            f"{cost.baseline}. * marks a fallback, named in the page."
+        )
+    )
+    say(f"\npage: {found.page}")

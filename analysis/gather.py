@@ -1,0 +1,79 @@
+"""The pictures of a plan: what is stored, what another run has, and the rest measured now by worker processes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from analysis.plan import Batch, Plan
+from analysis.store import DamagedFile, RunDirectory
+
+if TYPE_CHECKING:
+    from analysis.store import Images
+
+LOG = logging.getLogger(__name__)
+
+#: called with (stage, units done, units in all)
+Progress = Callable[[str, float, float], None]
+
+
+def measure(plan: Plan, directory: RunDirectory, workers: int | None, tell: Progress) -> dict[str, Images]:
+    """The pictures of every row: those already there and undamaged, those another run has, the rest made now."""
+    import numpy as np
+
+    from analysis.workers import MOST, Workers, cores
+
+    kept: dict[str, Images] = {}
+    missing: list[Batch] = []
+    for batch in plan.batches:
+        images = stored(directory, batch)
+        if images is None:
+            missing.append(batch)
+        else:
+            kept[batch.identity] = images
+    work = sum(map(plan.work, plan.batches))
+    done = work - sum(map(plan.work, missing))
+    steps = plan.experiment.quality.steps
+    if missing:
+        count = workers or min(cores(), MOST)
+        LOG.info("%d of %d batches to measure, %d workers", len(missing), len(plan.batches), min(count, len(missing)))
+        tell("measuring", done, work)
+        with Workers(
+            "analysis.sampler", [str(directory.path)], min(count, len(missing)), directory.path / "run.log"
+        ) as pool:
+            counted = [0] * len(missing)
+            for index, event in pool.run([asdict(batch) for batch in missing]):
+                share = plan.work(missing[index]) / steps
+                if "step" in event and counted[index] < steps:
+                    counted[index] += 1
+                    done += share
+                elif "done" in event:
+                    done += share * (steps - counted[index])
+                    row = plan.rows[missing[index].row]
+                    LOG.info("measured %s, prompts %d to %d", row.label, missing[index].start, missing[index].stop)
+                tell("measuring", min(done, work), work)
+        for batch in missing:
+            images = stored(directory, batch)
+            if images is None:
+                raise ValueError(f"{directory.batch_path(batch.identity)} was measured and is gone; run this again")
+            kept[batch.identity] = images
+    found = {}
+    for index, row in enumerate(plan.rows):
+        parts = sorted((batch for batch in plan.batches if batch.row == index), key=lambda batch: batch.start)
+        found[row.label] = np.concatenate([kept[batch.identity] for batch in parts])
+    return found
+
+
+def stored(directory: RunDirectory, batch: Batch) -> Images | None:
+    """A batch measured before, here or in a run beside this one; None if it has to be measured (again)."""
+    try:
+        images = directory.load(batch.identity)
+    except DamagedFile as error:
+        LOG.warning("%s; measuring it again", error)
+        directory.batch_path(batch.identity).unlink()
+        return None
+    if images is None and directory.adopt(batch.identity):
+        return directory.load(batch.identity)
+    return images

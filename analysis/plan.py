@@ -1,0 +1,201 @@
+"""An experiment as units of work: rows of the quality table, and batches of pictures with an identity each.
+
+The identity of a batch is a hash of everything its pictures depend on: captions, seeds, sampler settings, the scheme's
+rules, the checkpoint's bytes, the sources that do the arithmetic, and the versions of the libraries under them. Equal
+identity, equal pictures: a batch is measured once, whichever experiment asks, and again after a change anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from analysis.experiment import Configuration, Experiment
+from analysis.scheme import Scheme
+from analysis.store import check_safetensors, digest, file_digest
+
+if TYPE_CHECKING:
+    from analysis.scenes import Scenes
+
+REFERENCE = "fp32"
+NOISE_FLOOR = "fp32, another seed"
+LARGEST_SAMPLE = 500_000  # prompts; the seeds of the noise floor start there
+
+Role = Literal["reference", "noise floor", "configuration"]
+
+_SOURCES = ("fpsim", "analysis/methods", "analysis/runner", "analysis/models/embedded")
+_FILES = ("analysis/plan.py", "analysis/sampler.py", "analysis/scenes.py", "analysis/scheme.py")
+_LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "numba")
+
+#: Time of one picture relative to full precision on a CPU, for the remaining time that a progress bar shows and for
+#: the order of work; a measured guess, results do not depend on it.
+WEIGHT = {"reference": 1.0, "quantize": 1.4, "exact": 40.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the quality table."""
+
+    label: str
+    role: Role
+    scheme: Scheme
+    prompts: int
+    configuration: Configuration
+
+    @property
+    def weight(self) -> float:
+        """Relative time of one picture."""
+        return WEIGHT[self.configuration.arithmetic if self.role == "configuration" else "reference"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Pictures `start` to `stop` of one row, made in one go."""
+
+    row: int
+    start: int
+    stop: int
+    identity: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment comes down to."""
+
+    experiment: Experiment
+    surroundings: Mapping[str, str]
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """Full precision, the noise floor, then the configurations in the order of the file."""
+        quality = self.experiment.quality
+        plain = Configuration(scheme=REFERENCE)
+        scheme = self.experiment.scheme_of(plain)
+        rows = [
+            Row(label=label, role=role, scheme=scheme, prompts=quality.prompts, configuration=plain)
+            for label, role in _FIXED
+        ]
+        for configuration in self.experiment.configuration:
+            if configuration.label != REFERENCE:
+                rows.append(
+                    Row(
+                        label=configuration.label,
+                        role="configuration",
+                        scheme=self.experiment.scheme_of(configuration),
+                        prompts=self.experiment.prompts_of(configuration),
+                        configuration=configuration,
+                    )
+                )
+        return tuple(rows)
+
+    @cached_property
+    def scenes(self) -> Scenes:
+        """The prompts, interleaved by number of objects, so that any first few of them are mixed as all of them are."""
+        return held_out(self.experiment.quality.prompts, self.experiment.quality.objects, self.experiment.quality.seed)
+
+    @cached_property
+    def captions(self) -> list[str]:
+        return self.scenes.captions()
+
+    def seeds(self, row: Row) -> list[int]:
+        """One per prompt: the same in every row but the noise floor."""
+        first = self.experiment.quality.seed * 2 * LARGEST_SAMPLE
+        first += LARGEST_SAMPLE if row.role == "noise floor" else 0
+        return [first + index for index in range(row.prompts)]
+
+    @cached_property
+    def batches(self) -> tuple[Batch, ...]:
+        """All the work there is, the longest pieces first."""
+        made = []
+        for index, row in enumerate(self.rows):
+            size = self.experiment.quality.batch
+            if row.configuration.engine is not None:
+                size = max(1, size // 8)  # slow: small pieces, so that workers share them
+            made += [
+                Batch(row=index, start=start, stop=stop, identity=self._identity(row, start, stop))
+                for start in range(0, row.prompts, size)
+                for stop in [min(start + size, row.prompts)]
+            ]
+        return tuple(sorted(made, key=lambda batch: -self.rows[batch.row].weight))
+
+    def work(self, batch: Batch) -> float:
+        """Relative time of a batch."""
+        return (batch.stop - batch.start) * self.rows[batch.row].weight
+
+    @cached_property
+    def key(self) -> str:
+        """The experiment's key in these surroundings."""
+        return self.experiment.key(self.surroundings)
+
+    def _identity(self, row: Row, start: int, stop: int) -> str:
+        quality = self.experiment.quality
+        rules = row.scheme.to_dict()
+        del rules["name"]
+        needs: dict[str, Any] = {
+            "captions": self.captions[start:stop],
+            "seeds": self.seeds(row)[start:stop],
+            "steps": quality.steps,
+            "guidance": quality.guidance,
+            "scheme": rules,
+            "method": row.configuration.method,
+            "surroundings": dict(self.surroundings),
+        }
+        if row.configuration.scheme != REFERENCE:
+            needs["calibration"] = [quality.calibration, quality.seed]
+        return digest(needs)
+
+
+_FIXED: tuple[tuple[str, Role], ...] = ((REFERENCE, "reference"), (NOISE_FLOOR, "noise floor"))
+
+
+def held_out(count: int, objects: Sequence[int], seed: int) -> Scenes:
+    """`count` held-out scenes, taking turns between the numbers of objects."""
+    import torch
+
+    from analysis import scenes
+
+    if count > LARGEST_SAMPLE:
+        raise ValueError(f"at most {LARGEST_SAMPLE} prompts, not {count}")
+    share = -(-count // len(objects))
+    parts = [scenes.held_out(share, objects=number, seed=seed) for number in objects]
+    stacked = {
+        field.name: torch.stack([getattr(part, field.name) for part in parts], dim=1).flatten(0, 1)[:count]
+        for field in dataclasses.fields(scenes.Scenes)
+    }
+    return scenes.Scenes(**stacked)
+
+
+def calibration_captions(experiment: Experiment) -> list[str]:
+    """Other prompts than the measured ones: their own seed."""
+    quality = experiment.quality
+    return held_out(quality.calibration, quality.objects, quality.seed + 1_000_003).captions()
+
+
+def surroundings(checkpoint: Path) -> dict[str, str]:
+    """What results depend on besides the experiment: the checkpoint's bytes, our sources, the libraries' versions.
+
+    Raises ValueError for a checkpoint that is not there, or that is cut short.
+    """
+    if not checkpoint.is_dir():
+        raise ValueError(f"no pipeline {str(checkpoint)!r}; give an embedded pipeline's name or a diffusers directory")
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    for path in files:
+        if path.suffix == ".safetensors":
+            check_safetensors(path)
+    found = {"fpsim": version("fpsim"), "sources": _sources(), "device": "cpu"}
+    found["checkpoint"] = digest({str(path.relative_to(checkpoint)): file_digest(path) for path in files})
+    return found | {library: version(library) for library in _LIBRARIES}
+
+
+def _sources() -> str:
+    root = Path(__file__).parent.parent
+    paths = [path for folder in _SOURCES for path in (root / folder).rglob("*.py")]
+    paths += [root / name for name in _FILES]
+    hashes = {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return digest(hashes)

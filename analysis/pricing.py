@@ -1,0 +1,132 @@
+"""Projected: what each configuration would cost on each device, for every model asked for.
+
+Nothing here is measured: times come from `hwmodels` and the figures of the device files. A device without a format
+gets the named fallback or the words 'not supported', never an empty cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import analysis
+from analysis.experiment import Experiment
+from analysis.plan import REFERENCE, Plan
+
+if TYPE_CHECKING:
+    from hwmodels import Workload
+
+NATIVE, FALLBACK, NOT_SUPPORTED = "native", "fallback", "not supported"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostRow:
+    """One configuration, model and device. Times in seconds, weights in bytes; None where not supported.
+
+    speedup: time of the baseline arithmetic over this one's, same model, device and mode.
+    """
+
+    configuration: str
+    scheme: str
+    model: str
+    device: str
+    mode: str
+    support: str
+    time_per_call: float | None
+    time_per_image: float | None
+    speedup: float | None
+    weights: float | None
+    bound: str
+    note: str
+    kind: str
+
+
+def price(plan: Plan, progress: Callable[[], None] = lambda: None) -> tuple[CostRow, ...]:
+    """The cost table: baseline, full precision and every scheme, x models x devices.
+
+    Raises ValueError for an unknown device or model.
+    """
+    experiment = plan.experiment
+    schemes: dict[str, tuple[str, Any]] = {
+        experiment.cost.baseline: (experiment.cost.baseline, experiment.cost.baseline)
+    }
+    for row in plan.rows:
+        if row.role != "noise floor" and row.configuration.engine is None:
+            schemes[row.label] = (row.configuration.scheme, row.scheme)
+    for row in plan.rows:  # a scheme measured only on an engine is priced too
+        if row.configuration.engine is not None and row.configuration.scheme not in schemes:
+            schemes[row.configuration.scheme] = (row.configuration.scheme, row.scheme)
+    found: list[CostRow] = []
+    for model in experiment.cost.models:
+        workload = analysis.trace(model, batch=rows_per_call(experiment, model))
+        for device in experiment.cost.devices:
+            base: float | None = None
+            for label, (name, scheme) in schemes.items():
+                priced = _price(experiment, model, workload, device, label, name, scheme, base)
+                base = priced.time_per_call if label == experiment.cost.baseline else base
+                found.append(priced)
+            progress()
+    return tuple(found)
+
+
+def rows_per_call(experiment: Experiment, model: str) -> int:
+    """Classifier-free guidance runs a caption's row and an empty one together, unless the model has it distilled in."""
+    from analysis.models import MODELS
+
+    guided = MODELS[model].guided if model in MODELS else True
+    return 2 if guided and experiment.quality.guidance > 1 else 1
+
+
+def _price(
+    experiment: Experiment,
+    model: str,
+    workload: Workload,
+    device: str,
+    label: str,
+    name: str,
+    scheme: Any,
+    base: float | None,
+) -> CostRow:
+    import hwmodels
+
+    cost = experiment.cost
+    try:
+        estimate = hwmodels.estimate(workload, scheme, device=device, mode=cost.mode)  # type: ignore[arg-type]
+    except hwmodels.UnsupportedFormat as error:
+        return CostRow(
+            configuration=label,
+            scheme=name,
+            model=model,
+            device=device,
+            mode=cost.mode,
+            support=NOT_SUPPORTED,
+            time_per_call=None,
+            time_per_image=None,
+            speedup=None,
+            weights=None,
+            bound="",
+            note=str(error),
+            kind="projected",
+        )
+    fallbacks = dict.fromkeys(
+        execution.note for execution in estimate.breakdown.executions if execution is not None and execution.note
+    )
+    return CostRow(
+        configuration=label,
+        scheme=name,
+        model=model,
+        device=device,
+        mode=cost.mode,
+        support=FALLBACK if fallbacks else NATIVE,
+        time_per_call=estimate.time_s,
+        time_per_image=estimate.time_s * experiment.quality.steps,
+        speedup=1.0 if label == cost.baseline else None if base is None else base / estimate.time_s,
+        weights=estimate.footprint.weights,
+        bound=estimate.bound,
+        note="; ".join(fallbacks),
+        kind=f"projected ({estimate.model})",
+    )
+
+
+__all__ = ["FALLBACK", "NATIVE", "NOT_SUPPORTED", "REFERENCE", "CostRow", "price"]

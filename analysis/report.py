@@ -1,0 +1,262 @@
+"""The page: one HTML file with everything in it, from what a run stored.
+
+It reads `results.json` and the PNGs of a run directory and nothing else, so it can be written again at any time. No
+script, font, style or picture comes from outside; it opens from a mail attachment and prints.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.experiment import Experiment
+from analysis.plan import NOISE_FLOOR, REFERENCE
+from analysis.pricing import FALLBACK, NOT_SUPPORTED, CostRow
+from analysis.scoring import METRICS, QualityRow
+from analysis.store import DamagedFile, RunDirectory, read_json, write_atomic
+from analysis.units import count, digits, duration
+
+PAGE = "index.html"
+TEMPLATE = "report.html.j2"
+
+#: shown as (column head, metric, compared against what); a tick mark stands for "paired with full precision"
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("Prompts obeyed, %", "correct", ""),
+    ("change, points", "correct_change", REFERENCE),
+    ("PSNR, dB", "psnr", REFERENCE),
+    ("SSIM", "ssim", REFERENCE),
+    ("Residual, 10⁻³", "residual", ""),
+    ("Fréchet", "frechet", "clean scenes"),
+)
+
+#: metric -> (factor, digits after the point, sign shown)
+_SHOWN: Mapping[str, tuple[float, int, bool]] = {
+    "correct": (100, 1, False),
+    "correct_change": (100, 1, True),
+    "residual": (1000, 2, False),
+    "residual_change": (1000, 2, True),
+    "psnr": (1, 1, False),
+    "ssim": (1, 3, False),
+    "frechet": (1, 2, False),
+}
+
+
+def write_page(directory: Path) -> Path:
+    """Write DIRECTORY/index.html; its path. Raises ValueError when the run is unfinished or a file is damaged."""
+    results = stored_results(directory)
+    pictures = {name: _picture(directory / name) for name in results["figures"]}
+    page = render(results, pictures)
+    write_atomic(directory / PAGE, page.encode())
+    return directory / PAGE
+
+
+def stored_results(directory: Path) -> dict[str, Any]:
+    """results.json of a run. Raises ValueError, saying what to do, when there is none or it is damaged."""
+    run = RunDirectory.existing(directory)
+    path = run.path / "results.json"
+    again = f"run `fpsim whatif` again (what is measured is kept), or delete {directory} to start over"
+    if not path.is_file():
+        raise ValueError(f"the run in {directory} is not finished; {again}")
+    try:
+        results: dict[str, Any] = read_json(path)
+    except DamagedFile as error:
+        raise ValueError(f"{error}; {again}") from error
+    return results
+
+
+def render(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    """The page as text. pictures: file name -> data address."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    experiment = Experiment.from_dict(results["experiment"])
+    quality = [QualityRow(**row) for row in results["quality"]]
+    costs = [CostRow(**row) for row in results["costs"]]
+    judged = {row["configuration"]: row for row in results["verdicts"]}
+    page = environment.get_template(TEMPLATE).render(
+        results=results,
+        experiment=experiment,
+        pictures=pictures,
+        columns=COLUMNS,
+        quality=_quality_table(results, quality, judged),
+        headline=headline(experiment, results, quality, costs, judged),
+        twins=_twins(quality),
+        tables=_cost_tables(experiment, costs),
+        duration=duration,
+        floor=NOISE_FLOOR,
+        total=sum(results["seconds"].values()),
+    )
+    return str(page)
+
+
+def headline(
+    experiment: Experiment,
+    results: Mapping[str, Any],
+    quality: Sequence[QualityRow],
+    costs: Sequence[CostRow],
+    judged: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the page says first: which configurations pass for full precision, what each buys, and how sure that is."""
+    configurations = [row["label"] for row in results["rows"] if row["role"] == "configuration"]
+    whole = [label for label in configurations if judged[label]["prompts"] == experiment.quality.prompts]
+    changes = {(row.configuration, row.metric): row for row in quality}
+    model = experiment.cost.models[-1] if experiment.cost.models else ""
+    same: list[dict[str, Any]] = []
+    apart: list[dict[str, Any]] = []
+    for label in whole:
+        change, psnr = changes[label, "correct_change"], changes[label, "psnr"]
+        row = {
+            "label": label,
+            "change": interval_cell(change),
+            "psnr": interval_cell(psnr, short=True),
+            "buys": [_buys(cost) for cost in costs if (cost.configuration, cost.model) == (label, model)],
+            "why": [METRICS[metric][0] for metric in judged[label]["told_apart"]],
+            "other": [METRICS[metric][0] for metric in judged[label]["better"]],
+        }
+        (same if judged[label]["indistinguishable"] else apart).append(row)
+    return {
+        "same": same,
+        "apart": apart,
+        "model": model,
+        "resolution": f"{100 * max((judged[label]['resolution'] for label in whole), default=0):.1f}",
+        "floor": interval_cell(changes[NOISE_FLOOR, "psnr"], short=True),
+    }
+
+
+def _buys(row: CostRow) -> str:
+    if row.time_per_call is None or row.speedup is None:
+        return f"{NOT_SUPPORTED} on {row.device}"
+    mark = " (fallback)" if row.support == FALLBACK else ""
+    return f"{row.speedup:.2f}× on {row.device}{mark}"
+
+
+def _quality_table(
+    results: Mapping[str, Any], quality: Iterable[QualityRow], judged: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    found = {(row.configuration, row.metric, row.against): row for row in quality}
+    rows = []
+    for entry in results["rows"]:
+        label = entry["label"]
+        verdict = judged.get(label)
+        rows.append(
+            {
+                **entry,
+                "cells": [_cell(found.get((label, metric, against))) for _, metric, against in COLUMNS],
+                "verdict": "" if verdict is None or entry["role"] != "configuration" else _verdict(verdict),
+            }
+        )
+    return rows
+
+
+def _cell(row: QualityRow | None) -> dict[str, Any]:
+    """Main number, interval under it, and the number itself for sorting."""
+    if row is None:
+        return {"main": "—", "interval": "", "value": ""}
+    factor, places, sign = _SHOWN[row.metric]
+    form = f"{{:{'+' if sign else ''}.{places}f}}"
+    shown = [
+        form.format(_unsigned(value * factor, places)) for value in (row.value, row.low, row.high) if value is not None
+    ]
+    return {
+        "main": shown[0],
+        "interval": f"{shown[1]} to {shown[2]}" if len(shown) == 3 else "no interval",
+        "value": row.value,
+    }
+
+
+def _unsigned(value: float, places: int) -> float:
+    """No minus sign before a zero."""
+    return 0.0 if round(value, places) == 0 else value
+
+
+def interval_cell(row: QualityRow | None, *, short: bool = False) -> str:
+    """`98.4 (95.3 to 100.0)`; short: `98.4 [95.3, 100.0]`."""
+    if row is None:
+        return "—"
+    cell = _cell(row)
+    if row.low is None:
+        return str(cell["main"])
+    return (
+        f"{cell['main']} [{cell['interval'].replace(' to ', ', ')}]"
+        if short
+        else f"{cell['main']} ({cell['interval']})"
+    )
+
+
+def _verdict(judged: Mapping[str, Any]) -> str:
+    if judged["indistinguishable"]:
+        return "not told apart"
+    return "worse" if judged["told_apart"] else "different"
+
+
+def _twins(quality: Iterable[QualityRow]) -> list[dict[str, str]]:
+    """Rows on an engine beside the same scheme summed in float32."""
+    return [
+        {"label": row.configuration, "twin": row.against, "psnr": interval_cell(row), "prompts": str(row.prompts)}
+        for row in quality
+        if row.engine and row.metric == "psnr" and row.against != REFERENCE
+    ]
+
+
+def _cost_tables(experiment: Experiment, costs: Sequence[CostRow]) -> list[dict[str, Any]]:
+    tables = []
+    for model in experiment.cost.models:
+        ours = [row for row in costs if row.model == model]
+        notes = list(dict.fromkeys(f"{row.device}: {row.note}" for row in ours if row.note))
+        labels = list(dict.fromkeys(row.configuration for row in ours))
+        lines = []
+        for label in labels:
+            cells = []
+            for device in experiment.cost.devices:
+                row = next(row for row in ours if (row.configuration, row.device) == (label, device))
+                cells.append(
+                    {
+                        "main": NOT_SUPPORTED if row.time_per_image is None else _seconds(row.time_per_image),
+                        "speedup": "" if row.speedup is None else f"{row.speedup:.2f}×",
+                        "bound": row.bound,
+                        "note": notes.index(f"{row.device}: {row.note}") + 1 if row.note else 0,
+                        "value": row.time_per_image or "",
+                        "support": row.support.replace(" ", "-"),
+                    }
+                )
+            weights = next(
+                (row.weights for row in ours if row.configuration == label and row.weights is not None), None
+            )
+            lines.append(
+                {
+                    "label": label,
+                    "baseline": label == experiment.cost.baseline,
+                    "weights": "—" if weights is None else count(weights, "B"),
+                    "weights_value": weights or "",
+                    "cells": cells,
+                }
+            )
+        tables.append({"model": model, "lines": lines, "notes": notes})
+    return tables
+
+
+def _seconds(value: float) -> str:
+    return f"{digits(value)} s" if value >= 0.1 else f"{digits(value * 1000)} ms"
+
+
+def cost_cell(row: CostRow) -> str:
+    """`1.23 s (1.80x) *` for a terminal; the star marks a fallback."""
+    if row.time_per_image is None:
+        return NOT_SUPPORTED
+    speedup = "" if row.speedup is None else f" ({row.speedup:.2f}x)"
+    return f"{_seconds(row.time_per_image)}{speedup}{' *' if row.support == FALLBACK else ''}"
+
+
+def _picture(path: Path) -> str:
+    try:
+        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is gone; run `fpsim whatif` again (what is measured is kept)") from error

@@ -1,0 +1,212 @@
+"""Measured: from pictures to the quality table, every mean with its interval and every comparison paired.
+
+Pictures of one prompt and seed are compared across configurations, so the luck of a prompt cancels: a difference of
+means is bootstrapped over per-prompt differences. The same is done between full precision and itself with another
+seed, which is the noise floor: a PSNR near that row's means another picture of the same prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.plan import NOISE_FLOOR, REFERENCE, Plan, Row
+
+if TYPE_CHECKING:
+    from analysis.store import Images
+
+Values = npt.NDArray[np.float64]
+
+#: PSNR of equal pictures is infinite; float32 pictures in [0, 1] differ by 2**-24 at least, which is 144 dB.
+EQUAL_DB = 144.0
+
+#: metric -> (what a reader calls it, unit, +1 if more is better)
+METRICS: Mapping[str, tuple[str, str, int]] = {
+    "correct": ("prompts obeyed", "fraction", 1),
+    "residual": ("residual to the nearest legal scene", "mean squared error", -1),
+    "psnr": ("PSNR to full precision, same seed", "dB", 1),
+    "ssim": ("SSIM to full precision, same seed", "", 1),
+    "frechet": ("Fréchet distance to clean scenes", "", -1),
+    "correct_change": ("change of prompts obeyed", "fraction", 1),
+    "residual_change": ("change of residual", "mean squared error", -1),
+}
+
+#: what decides whether a configuration can be told from full precision, with the direction that is worse
+DECISIVE = {"correct_change": -1, "residual_change": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityRow:
+    """One configuration and one metric. low, high: the bootstrap interval over prompts (None: no interval)."""
+
+    configuration: str
+    role: str
+    scheme: str
+    method: str
+    engine: str
+    metric: str
+    unit: str
+    against: str
+    value: float
+    low: float | None
+    high: float | None
+    prompts: int
+    kind: str = "measured"
+
+
+def score(
+    plan: Plan, images: Mapping[str, Images], progress: Callable[[], None] = lambda: None
+) -> tuple[QualityRow, ...]:
+    """The quality table. images: row label -> float32 (N, 3, H, W) in [0, 1]; `progress` is called after each row."""
+    import torch
+
+    from analysis.metrics import evaluate
+    from analysis.scenes import render
+
+    clean = render(plan.scenes)
+    qualities: dict[str, Any] = {}
+    for row in plan.rows:
+        reference = None if row.label == REFERENCE else torch.from_numpy(images[REFERENCE][: row.prompts])
+        qualities[row.label] = evaluate(
+            torch.from_numpy(images[row.label]), plan.scenes[: row.prompts], reference=reference, clean=clean
+        )
+        progress()
+    found: list[QualityRow] = []
+    for row in plan.rows:
+        found += _rows(plan, row, qualities)
+        twin = twin_of(plan, row)
+        if twin is not None:
+            pair = evaluate(
+                torch.from_numpy(images[row.label]),
+                plan.scenes[: row.prompts],
+                reference=torch.from_numpy(images[twin.label][: row.prompts]),
+            )
+            found += [_interval(plan, row, metric, getattr(pair, metric), twin.label) for metric in ("psnr", "ssim")]
+    return tuple(found)
+
+
+def twin_of(plan: Plan, row: Row) -> Row | None:
+    """For a row on an engine, the row of the same scheme and method that sums in float32."""
+    if row.configuration.engine is None:
+        return None
+    wanted = (row.configuration.scheme, row.configuration.method, None)
+    return next(
+        (
+            other
+            for other in plan.rows
+            if other.role == "configuration"
+            and (other.configuration.scheme, other.configuration.method, other.configuration.engine) == wanted
+            and other.prompts >= row.prompts
+        ),
+        None,
+    )
+
+
+def _rows(plan: Plan, row: Row, qualities: Mapping[str, Any]) -> list[QualityRow]:
+    quality = qualities[row.label]
+    found = [_interval(plan, row, metric, getattr(quality, metric)) for metric in ("correct", "residual")]
+    if quality.frechet is not None:
+        found.append(_row(row, "frechet", "clean scenes", float(quality.frechet), None, None, row.prompts))
+    if row.label == REFERENCE:
+        return found
+    found += [_interval(plan, row, metric, getattr(quality, metric), REFERENCE) for metric in ("psnr", "ssim")]
+    for metric in ("correct", "residual"):
+        ours = numbers(getattr(quality, metric))
+        full = numbers(getattr(qualities[REFERENCE], metric))[: row.prompts]
+        found.append(_interval(plan, row, f"{metric}_change", ours - full, REFERENCE))
+    return found
+
+
+def _interval(plan: Plan, row: Row, metric: str, values: Any, against: str = "") -> QualityRow:
+    from analysis.metrics import bootstrap
+
+    found = np.minimum(numbers(values), EQUAL_DB) if metric == "psnr" else numbers(values)
+    interval = bootstrap(found, confidence=plan.experiment.quality.confidence)
+    return _row(row, metric, against, float(interval.estimate), float(interval.low), float(interval.high), len(found))
+
+
+def _row(
+    row: Row, metric: str, against: str, value: float, low: float | None, high: float | None, prompts: int
+) -> QualityRow:
+    return QualityRow(
+        configuration=row.label,
+        role=row.role,
+        scheme=row.configuration.scheme,
+        method=row.configuration.method,
+        engine=row.configuration.engine or "",
+        metric=metric,
+        unit=METRICS[metric][1],
+        against=against,
+        value=value,
+        low=low,
+        high=high,
+        prompts=prompts,
+    )
+
+
+def numbers(values: Any) -> Values:
+    """Per-prompt values, however they are stored, as float64 (N,)."""
+    return np.asarray(values, dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether a configuration can be told from full precision on the same prompts and seeds.
+
+    told_apart: metrics whose interval of paired differences leaves out zero, in the worse direction;
+    better: those that leave it out in the other direction.
+    resolution: the change of prompts obeyed that this many prompts cannot rule out (95 %: a loss this large may hide).
+    """
+
+    configuration: str
+    prompts: int
+    told_apart: tuple[str, ...]
+    better: tuple[str, ...]
+    resolution: float
+
+    @property
+    def indistinguishable(self) -> bool:
+        return not self.told_apart and not self.better
+
+
+def verdicts(plan: Plan, table: tuple[QualityRow, ...]) -> dict[str, Verdict]:
+    """One per configuration and for the noise floor."""
+    found = {}
+    for row in plan.rows:
+        if row.label == REFERENCE:
+            continue
+        changes = {
+            entry.metric: entry for entry in table if entry.configuration == row.label and entry.metric in DECISIVE
+        }
+        worse: list[str] = []
+        better: list[str] = []
+        for metric, direction in DECISIVE.items():
+            entry = changes[metric]
+            if entry.low is None or entry.high is None or entry.low <= 0 <= entry.high:
+                continue
+            (worse if entry.value * direction > 0 else better).append(metric)
+        low = changes["correct_change"].low or 0.0
+        found[row.label] = Verdict(
+            configuration=row.label,
+            prompts=row.prompts,
+            told_apart=tuple(worse),
+            better=tuple(better),
+            resolution=max(-low, unseen(row.prompts, plan.experiment.quality.confidence)),
+        )
+    return found
+
+
+def unseen(prompts: int, confidence: float) -> float:
+    """The rate of an event that a sample without a single one cannot rule out: 1 - (1 - confidence)**(1/n).
+
+    The exact binomial bound (Clopper and Pearson 1934) at zero successes; about 3/n at 95 %. A bootstrap of equal
+    values has width zero, which would read as certainty.
+    """
+    return float(1 - (1 - confidence) ** (1 / prompts))
+
+
+__all__ = ["METRICS", "NOISE_FLOOR", "REFERENCE", "QualityRow", "Verdict", "score", "twin_of", "unseen", "verdicts"]

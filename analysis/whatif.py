@@ -1,0 +1,206 @@
+"""From an experiment file to a run directory: measure pictures, score them, price the arithmetic, write the report.
+
+Measuring is the long part and the only one that is resumed; scores, prices and the page are made anew from the pictures
+at every call, so a better report costs seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis.artifacts import Run, write_results
+from analysis.experiment import Experiment, unknown
+from analysis.gather import Progress, measure
+from analysis.plan import Plan, surroundings
+from analysis.pricing import price
+from analysis.scoring import score
+from analysis.store import RunDirectory
+from analysis.units import duration
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOG = logging.getLogger(__name__)
+
+
+def whatif(
+    source: str | Path = "default",
+    *,
+    runs: str | Path = "runs",
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Run an experiment file (or a shipped one by name) and give its results as one tidy table.
+
+    runs: where run directories go; workers: processes (by default one per core); progress: told how far it is.
+    Stopped and started again, it goes on where it was. Raises ValueError for anything wrong with the input.
+    """
+    return run(Experiment.load(source), runs=runs, workers=workers, progress=progress).table()
+
+
+def run(
+    experiment: Experiment,
+    *,
+    runs: str | Path = "runs",
+    workers: int | None = None,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Run:
+    """The same for an experiment made in Python; the result keeps its parts apart."""
+    from analysis.report import write_page
+
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    tell = progress or (lambda *_: None)
+    began = time.monotonic()
+    plan = make_plan(experiment)
+    unused = check(plan)
+    directory = RunDirectory.open(
+        Path(runs),
+        name=experiment.name,
+        key=plan.key,
+        manifest={"experiment": experiment.to_dict(), "surroundings": dict(plan.surroundings)},
+    )
+    seconds: dict[str, float] = {}
+    with directory.lock(), log_to(directory.path / "run.log"):
+        LOG.info("run %s", directory.path)
+        with timed(seconds, "measuring"):
+            images = measure(plan, directory, workers, tell)
+        with timed(seconds, "scoring"):
+            done = Counter("scoring", len(plan.rows), tell)
+            quality = score(plan, images, done)
+        with timed(seconds, "pricing"):
+            done = Counter("pricing", len(experiment.cost.models) * len(experiment.cost.devices), tell)
+            costs = price(plan, done)
+        finished = Run(
+            path=directory.path,
+            experiment=experiment,
+            key=plan.key,
+            quality=quality,
+            costs=costs,
+            unused_rules=unused,
+            seconds=seconds,
+        )
+        with timed(seconds, "writing"):
+            tell("writing", 0, 1)
+            write_results(finished, plan, images, command)
+            write_page(directory.path)
+            tell("writing", 1, 1)
+        LOG.info("finished in %s: %s", duration(time.monotonic() - began), finished.page)
+    return finished
+
+
+def make_plan(experiment: Experiment) -> Plan:
+    """The work, with the hashes of what it depends on. Raises ValueError for a missing or truncated checkpoint."""
+    return Plan(experiment, surroundings(pipeline_path(experiment.quality.pipeline)))
+
+
+def pipeline_path(name: str) -> Path:
+    """The directory of an embedded pipeline, or the one named."""
+    from analysis.models import embedded
+
+    return embedded.path(name) if name in embedded.NAMES else Path(name)
+
+
+def check(plan: Plan) -> dict[str, list[str]]:
+    """Find every mistake of the input before the long part starts: names, engines, layer patterns.
+
+    Gives the patterns of preset schemes that decide no layer; in a scheme of the user's own that is an error.
+    """
+    import hwmodels
+    from analysis.registry import methods, models
+
+    known = methods()
+    for row in plan.rows:
+        if row.configuration.method not in known:
+            raise ValueError(unknown("method", row.configuration.method, known))
+    for device in plan.experiment.cost.devices:
+        hwmodels.device(device)
+    for model in plan.experiment.cost.models:
+        if model not in models():
+            raise ValueError(unknown("model", model, models()))
+    if plan.experiment.cost.baseline not in hwmodels.SHORTHANDS:
+        raise ValueError(unknown("baseline", plan.experiment.cost.baseline, hwmodels.SHORTHANDS))
+    used = {row.configuration.scheme for row in plan.rows}
+    for name in plan.experiment.schemes:
+        if name not in used:
+            raise ValueError(f"scheme {name!r} is described but no [[configuration]] uses it")
+    unused = unused_rules(plan)
+    for name, found in unused.items():
+        if name in plan.experiment.schemes:
+            raise ValueError(
+                f"scheme {name!r}: pattern {found[0]!r} decides no layer of {plan.experiment.quality.pipeline}; "
+                f"layer paths look like {example_path(plan)!r}"
+            )
+    return unused
+
+
+@functools.lru_cache(maxsize=8)
+def layers(pipeline: str) -> Mapping[str, str]:
+    """Path -> kind of the layers of a pipeline's denoiser. Raises ValueError for a pipeline that cannot be loaded."""
+    from analysis.runner import load
+    from analysis.runner.calibrate import layers_of
+    from analysis.runner.load import denoiser_name
+
+    pipe = load(pipeline)
+    return {path: type(layer).__name__ for path, layer in layers_of(getattr(pipe, denoiser_name(pipe))).items()}
+
+
+def unused_rules(plan: Plan) -> dict[str, list[str]]:
+    """Scheme name -> patterns that decide no layer of the measured pipeline."""
+    paths = layers(plan.experiment.quality.pipeline)
+    found = {
+        row.configuration.scheme: [rule.pattern for rule in row.scheme.unused_rules(paths)]
+        for row in plan.rows
+        if row.role == "configuration"
+    }
+    return {name: patterns for name, patterns in found.items() if patterns}
+
+
+def example_path(plan: Plan) -> str:
+    """One layer path, to show what patterns are matched against."""
+    paths = sorted(layers(plan.experiment.quality.pipeline))
+    return paths[len(paths) // 2]
+
+
+class Counter:
+    """Counts calls as progress of a stage."""
+
+    def __init__(self, stage: str, total: int, tell: Progress) -> None:
+        self.stage, self.total, self.tell, self.done = stage, total, tell, 0
+        tell(stage, 0, total)
+
+    def __call__(self) -> None:
+        self.done += 1
+        self.tell(self.stage, self.done, self.total)
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the wall-clock time of a stage."""
+    began = time.monotonic()
+    yield
+    seconds[stage] = round(time.monotonic() - began, 1)
+
+
+@contextlib.contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Append this package's log to a file while inside."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("analysis")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()
