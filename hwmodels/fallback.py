@@ -71,14 +71,13 @@ def holds(host: str, guest: str) -> bool:
     if inner.kind == "int":
         if outer.kind == "int":
             return outer.max >= inner.max and outer.min <= inner.min and outer.bias == inner.bias
-        return outer.precision >= inner.precision and outer.max >= -inner.min
-    if outer.kind != "float":
+    elif outer.kind != "float":
         return False
     if inner.signed and not outer.signed:
         return False
     return (
         outer.precision >= inner.precision
-        and outer.max >= inner.max
+        and outer.max >= max(inner.max, -inner.min)
         and outer.smallest_subnormal <= inner.smallest_subnormal
     )
 
