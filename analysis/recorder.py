@@ -282,8 +282,11 @@ class _Kernels(TorchDispatchMode):
         self.recorder = recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
         recorder = self.recorder
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            recorder.asked += 1
+            return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+        out = func(*args, **(kwargs or {}))
         if recorder.muted:
             return out
         first = next((t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)), None)
@@ -307,6 +310,7 @@ class Recorder:
     """Records what `module` does while `watch()` is open.
 
     ops: operations in order; unknown: elements written by operations of no known family, by name; live: memory.
+    asked: how often the model looked at a value on the meta device, where there is none; it was told 1 (True).
     base: the floating-point type that needs no mention because it is the one the module runs in.
     """
 
@@ -315,6 +319,7 @@ class Recorder:
         self.ops: list[Op] = []
         self.unknown: dict[str, int] = {}
         self.muted = 0
+        self.asked = 0
         self.stack: list[str] = []
         weights = [*module.parameters(), *module.buffers()]
         self.live = _Live({t.untyped_storage()._cdata for t in weights})

@@ -220,17 +220,19 @@ def _run(
         ops=ops,
         parameters=sum(p.numel() for p in module.parameters()),
         live_elements=recorder.live.peak // 2 if base.itemsize == 2 else recorder.live.peak // base.itemsize,
-        notes=_notes(ops, recorder.unknown),
+        notes=_notes(ops, recorder.unknown, recorder.asked),
     )
 
 
-def _notes(ops: tuple[Op, ...], unknown: Mapping[str, int]) -> tuple[str, ...]:
+def _notes(ops: tuple[Op, ...], unknown: Mapping[str, int], asked: int) -> tuple[str, ...]:
     moved = sum(op.traffic.reads + op.traffic.writes for op in ops) or 1
     notes = []
     for name, elements in sorted(unknown.items(), key=lambda item: -item[1]):
         share = elements / moved
         word = "WARNING: " if share > WARN_SHARE else ""
         notes.append(f"{word}operation {name!r} is of no known kind: counted as movement, {share:.2%} of all elements")
+    if asked:
+        notes.append(f"the model looked at {asked} values (.item()); without weights it was told 1 each time")
     return tuple(notes)
 
 

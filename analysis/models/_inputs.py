@@ -60,6 +60,8 @@ def pixart(config: Config, size: Size) -> Inputs:
 
 
 def dit(config: Config, size: Size) -> Inputs:
+    if size.height != size.width:
+        raise ValueError(f"height={size.height}, width={size.width}; allowed: squares")
     return {
         "hidden_states": Input(shape=(size.batch, config["in_channels"], size.rows, size.columns)),
         "timestep": Input(shape=(size.batch,), dtype="int64"),

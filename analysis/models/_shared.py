@@ -108,9 +108,9 @@ def wan_decoder() -> Part:
         config={
             "base_dim": 96,
             "z_dim": 16,
-            "dim_mult": (1, 2, 4, 4),
+            "dim_mult": [1, 2, 4, 4],
             "num_res_blocks": 2,
-            "temperal_downsample": (False, True, True),
+            "temperal_downsample": [False, True, True],
         },
         method="decode",
         drop=("encoder",),
