@@ -1,0 +1,103 @@
+"""Quantization methods: one file each, named after the method (underscores for hyphens).
+
+A method is a module with one function,
+
+    def quantize(request: Request) -> Mapping[str, Module]
+
+that returns the replacement of each layer in `request.layers`, by path. It leaves the denoiser alone: `request.build`
+makes a layer with the scheme's formats, and a method passes it what it knows better than nearest rounding with max-abs
+scales does (scales, rounded weights). The first line of the module's docstring is what `fpsim list methods` shows.
+To add a method, copy `rtn.py`.
+"""
+
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fpsim._names import unknown
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from torch.nn import Module
+
+    from analysis.runner.calibrate import Calibration
+    from fpsim.nn.layer import QuantizedLayer
+    from fpsim.nn.quantizer import Quantizer
+    from fpsim.spec import MatmulSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer to quantize: where it sits, the module in full precision, and what its rule asks for."""
+
+    path: str
+    kind: str
+    module: "Module"
+    weight: "Quantizer"
+    activation: "Quantizer | None"
+    spec: "MatmulSpec | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Everything a method is given. Nothing in it may be changed.
+
+    pipe        : the pipeline in full precision
+    layers      : what to quantize, in the order the denoiser defines it
+    calibration : activation ranges, None if none was asked for
+    options     : the method's own settings
+    """
+
+    pipe: "DiffusionPipeline"
+    layers: tuple[Layer, ...]
+    calibration: "Calibration | None" = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, layer: Layer, **better: Any) -> "QuantizedLayer":
+        """The quantized layer of `layer`: nearest rounding and max-abs scales, except for what `better` says.
+
+        better : keyword arguments of `QuantizedLayer.from_float` (scales, rounded, input_max, ...)
+
+        Raises ValueError, naming the layer, for bad weights, missing ranges and shapes that are not supported.
+        """
+        from fpsim.nn.conv import QuantizedConv2d
+        from fpsim.nn.linear import QuantizedLinear
+
+        classes: Mapping[str, type[QuantizedLayer]] = {"Linear": QuantizedLinear, "Conv2d": QuantizedConv2d}
+        options: dict[str, Any] = {"weight": layer.weight, "activation": layer.activation, "spec": layer.spec}
+        try:
+            if layer.activation is not None and layer.activation.needs_calibration and "input_max" not in better:
+                options["input_max"] = self.input_max(layer)
+            return classes[layer.kind].from_float(layer.module, **options | better)
+        except ValueError as error:
+            raise ValueError(f"layer {layer.path}: {error}") from None
+
+    def input_max(self, layer: Layer) -> float:
+        """Largest calibrated input magnitude of a layer. ValueError if there is no calibration."""
+        if self.calibration is None:
+            raise ValueError(
+                f"activations {layer.activation} are static: pass calibration= a list of captions or a Calibration"
+            )
+        return self.calibration.max_abs(layer.path)
+
+
+class Method(Protocol):
+    """What a module of this package offers."""
+
+    def quantize(self, request: Request) -> "Mapping[str, Module]": ...
+
+
+#: Method names, by walking this folder.
+METHODS: tuple[str, ...] = tuple(
+    sorted(row.name.replace("_", "-") for row in pkgutil.iter_modules(__path__) if not row.name.startswith("_"))
+)
+
+
+def method(name: str) -> Method:
+    """The module of the method called `name`. Raises ValueError, naming the nearest, for an unknown one."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    module: Any = import_module(f"{__name__}.{name.replace('-', '_')}")
+    return module

@@ -1,0 +1,210 @@
+"""A quantized copy of a pipeline.
+
+Only the denoiser (U-Net or transformer) is touched. The copy has its own module tree, in which the layers a scheme
+speaks of are replaced, and shares every other parameter with the original, which stays as it was.
+"""
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from analysis.methods import Layer, Request
+from analysis.methods import method as method_called
+from analysis.runner.calibrate import Calibration, calibrate, layers_of
+from analysis.runner.load import denoiser_name
+from analysis.scheme import Rule, Scheme
+from analysis.scheme import scheme as scheme_called
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from torch import Tensor
+    from torch.nn import Module
+
+    from fpsim.nn.quantizer import Quantizer
+    from fpsim.spec import MatmulSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """What became of one layer. Zero fractions are exact zeros among the weights, before and after."""
+
+    path: str
+    kind: str
+    weight: str
+    activation: str | None
+    engine: str | None
+    weights: int
+    zeros_before: float
+    zeros_after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationReport:
+    """What became of a denoiser.
+
+    layers : the quantized ones; skipped : path -> why it stayed in full precision; unused_rules : decided no layer
+    """
+
+    scheme: Scheme
+    method: str
+    layers: tuple[LayerReport, ...]
+    skipped: Mapping[str, str]
+    unused_rules: tuple[Rule, ...]
+
+    def __str__(self) -> str:
+        weights = sum(layer.weights for layer in self.layers)
+        return (
+            f"{self.scheme.name} by {self.method}: {len(self.layers)} layers with {weights:,} weights quantized, "
+            f"{len(self.skipped)} layers in full precision, {len(self.unused_rules)} unused rules"
+        )
+
+
+def quantize(
+    pipe: "DiffusionPipeline",
+    scheme: Scheme | str,
+    method: str = "rtn",
+    calibration: Calibration | Sequence[str] | None = None,
+    **options: Any,
+) -> "DiffusionPipeline":
+    """A pipeline whose denoiser runs in `scheme`; the given one is untouched and shares what is not quantized.
+
+    scheme      : a `Scheme` or the name of one ("fp4-w4a8+dynamic")
+    method      : how scales and rounding are chosen, a name of `analysis.methods.METHODS`
+    calibration : for static activations: a `Calibration`, or captions to calibrate with at default settings
+    options     : the method's own settings
+
+    The result's report is `report_of(result)`. Rules that decide no layer are warned about (UserWarning, one line).
+    Raises ValueError for a scheme that matches no layer at all, unknown names, missing calibration, NaN or Inf in a
+    weight (the layer is named) and operands that an engine does not take.
+    """
+    chosen = scheme_called(scheme) if isinstance(scheme, str) else scheme
+    maker = method_called(method)
+    name = denoiser_name(pipe)
+    denoiser = getattr(pipe, name)
+    layers, skipped, unused = plan(denoiser, chosen)
+    for rule in unused:
+        warnings.warn(f"scheme {chosen.name}: rule {rule.pattern!r} decides no layer of the {name}", stacklevel=2)
+    ranges = calibration
+    if ranges is not None and not isinstance(ranges, Calibration):
+        needed = any(layer.activation is not None and layer.activation.needs_calibration for layer in layers)
+        ranges = calibrate(pipe, ranges) if needed else None
+    request = Request(pipe=pipe, layers=layers, calibration=ranges, options=options)
+    replacements = maker.quantize(request)
+    made = copy.copy(pipe)
+    if getattr(pipe, "scheduler", None) is not None:
+        made.scheduler = copy.deepcopy(pipe.scheduler)
+    setattr(made, name, replaced(denoiser, replacements))
+    report = QuantizationReport(
+        scheme=chosen,
+        method=method,
+        layers=tuple(_report(layer, replacements[layer.path]) for layer in layers),
+        skipped=skipped,
+        unused_rules=unused,
+    )
+    made._quantization_report = report
+    return made
+
+
+def report_of(pipe: "DiffusionPipeline") -> QuantizationReport:
+    """The report of a pipeline that `quantize` made. ValueError for another one."""
+    report = getattr(pipe, "_quantization_report", None)
+    if not isinstance(report, QuantizationReport):
+        raise ValueError(f"this {type(pipe).__name__} was not made by quantize(): it has no report")
+    return report
+
+
+def plan(denoiser: "Module", scheme: Scheme) -> tuple[tuple[Layer, ...], dict[str, str], tuple[Rule, ...]]:
+    """(layers to quantize, path -> why not, unused rules). ValueError if no rule speaks of any layer."""
+    found = layers_of(denoiser)
+    kinds = {path: _kind(layer) for path, layer in found.items()}
+    unused = scheme.unused_rules(kinds)
+    if len(unused) == len(scheme.rules):
+        patterns = ", ".join(repr(rule.pattern) for rule in scheme.rules)
+        some = ", ".join(list(found)[:3])
+        raise ValueError(f"scheme {scheme.name!r} matches no layer: patterns {patterns}; layers are named like {some}")
+    layers, skipped = [], {}
+    for path, module in found.items():
+        rule = scheme.rule_for(path, kinds[path])
+        if rule is None or rule.weight is None:
+            skipped[path] = "no rule speaks of it" if rule is None else f"kept by rule {rule.pattern!r}"
+            continue
+        layers.append(
+            Layer(
+                path=path,
+                kind=kinds[path],
+                module=module,
+                weight=rule.weight,
+                activation=rule.activation,
+                spec=_spec(path, rule, scheme),
+            )
+        )
+    return tuple(layers), skipped, unused
+
+
+def replaced(denoiser: "Module", replacements: "Mapping[str, Module]") -> "Module":
+    """A copy of `denoiser` with other modules at some paths; parameters and buffers are shared, not copied."""
+    shared = {id(tensor): tensor for tensor in [*denoiser.parameters(), *denoiser.buffers()]}
+    made: Module = copy.deepcopy(denoiser, shared)
+    for path, module in replacements.items():
+        parent, _, name = path.rpartition(".")
+        setattr(made.get_submodule(parent), name, module)
+    return made
+
+
+def _kind(layer: "Module") -> str:
+    import torch
+
+    return "Linear" if isinstance(layer, torch.nn.Linear) else "Conv2d"
+
+
+def _spec(path: str, rule: Rule, scheme: Scheme) -> "MatmulSpec | None":
+    if scheme.arithmetic != "exact" or rule.spec is None or rule.weight is None or rule.activation is None:
+        return None
+    try:
+        return engine_for(rule.spec, rule.activation, rule.weight)
+    except ValueError as error:
+        raise ValueError(f"layer {path}: {error}") from None
+
+
+def engine_for(name: str, activation: "Quantizer", weight: "Quantizer") -> "MatmulSpec":
+    """The engine `name` for two quantized operands.
+
+    Tried in turn: the two element formats as they are (with the block scales in the engine if it has them, else
+    outside); then one operand widened to the other's format, where that loses nothing (E2M1 weights on an E4M3 engine).
+    Raises ValueError naming what the engine takes.
+    """
+    from fpsim.engines import engine
+    from fpsim.formats import BlockFormat
+    from fpsim.nn.exact import element_format, holds
+
+    a, b = element_format(activation), element_format(weight)
+    pairs = [(a, b)]
+    if a != b:
+        pairs += [(wide, wide) for wide, narrow in ((a, b), (b, a)) if holds(wide, narrow)]
+    scales: list[dict[str, Any]] = [{}]
+    if isinstance(activation.row, BlockFormat) and activation.row == weight.row:
+        scales.insert(0, {"scale": activation.row.scale.name, "block": activation.row.block})
+    problem: ValueError | None = None
+    for left, right in pairs:
+        for extra in scales:
+            try:
+                return engine(name, left.name, right.name, **extra)
+            except ValueError as error:
+                problem = problem or error
+    raise ValueError(str(problem))
+
+
+def _report(layer: Layer, module: Any) -> LayerReport:
+    values: Tensor = layer.module.get_parameter("weight")
+    return LayerReport(
+        path=layer.path,
+        kind=layer.kind,
+        weight=str(layer.weight),
+        activation=None if layer.activation is None else str(layer.activation),
+        engine=None if layer.spec is None else layer.spec.engine,
+        weights=values.numel(),
+        zeros_before=float((values == 0).float().mean()),
+        zeros_after=float((module.weight == 0).float().mean()),
+    )

@@ -1,0 +1,166 @@
+"""What quantized Linear and Conv2d layers share: codes and scales, the quantizer of the input, two arithmetics.
+
+A layer keeps its weight as codes and scales, which is what a device would store, and beside them the float32 values
+they stand for (`weight`, not saved), which is what the "quantize" arithmetic multiplies. The bias stays in full
+precision and is shared with the layer it was made from.
+"""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from fpsim.nn import functional, scaling
+from fpsim.nn.quantizer import Quantizer
+from fpsim.nn.scaling import Scales
+from fpsim.spec import MatmulSpec
+
+_WIDE = (torch.bfloat16, torch.float16)
+
+
+class QuantizedLayer(nn.Module):
+    """Base of `QuantizedLinear` and `QuantizedConv2d`; make one with `from_float`.
+
+    weight_quantizer, activation_quantizer : how the operands are quantized; no activation quantizer: weight-only
+    spec         : None multiplies values on the grid in float32; a MatmulSpec sends codes through it
+    weight_codes : codes in the shape of the weight (wide casts: the values in their own dtype)
+    weight_step, weight_scale_codes, weight_tensor_scale : the weight's `Scales`
+    input_step   : float32 scalar, the scale of static activations; None for dynamic ones
+    weight       : float32 values of the codes
+    """
+
+    CHANNEL_AXIS: int
+    weight_codes: Tensor
+    weight_step: Tensor | None
+    weight_scale_codes: Tensor | None
+    weight_tensor_scale: Tensor | None
+    input_step: Tensor | None
+    weight: Tensor
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        weight: Quantizer,
+        activation: Quantizer | None = None,
+        input_max: float | None = None,
+        spec: MatmulSpec | None = None,
+        scales: Scales | None = None,
+        rounded: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        weight.check_weight()
+        if activation is not None:
+            activation.check_activation()
+        if spec is not None and activation is None:
+            raise ValueError("exact arithmetic multiplies codes by codes: give an activation quantizer too")
+        self.weight_quantizer = weight
+        self.activation_quantizer = activation
+        self.spec = spec
+        self.bias = source.bias
+        values = source.weight.detach().float()
+        if not torch.isfinite(values).all():
+            raise ValueError("the weight has NaN or Inf")
+        if scales is None:
+            scales = scaling.find(values, weight, 1)
+        codes = weight_codes(values if rounded is None else rounded, weight, scales)
+        self.register_buffer("weight_codes", codes)
+        self.register_buffer("weight_step", None if scales is None else scales.step)
+        self.register_buffer("weight_scale_codes", None if scales is None else scales.codes)
+        self.register_buffer("weight_tensor_scale", None if scales is None else scales.tensor)
+        self.register_buffer("weight", weight_values(codes, weight, scales), persistent=False)
+        self.register_buffer("input_step", _input_step(activation, input_max, values.device))
+
+    @classmethod
+    def from_float(cls, source: Any, **options: Any) -> Self:
+        """The quantized version of `source`, which is not changed; its bias is shared.
+
+        weight, activation : Quantizer (activation None: weight-only)
+        input_max : largest input magnitude, for a static activation quantizer
+        spec      : MatmulSpec for exact arithmetic, None for values in float32
+        scales    : the weight's scales, by default from its largest magnitudes
+        rounded   : weight values already on the scaled grid, by default the nearest ones
+
+        Raises ValueError for NaN or Inf in the weight and for options that do not fit together.
+        """
+        return cls(source, **options)
+
+    @property
+    def weight_scales(self) -> Scales | None:
+        """The weight's scales, None for a cast."""
+        if self.weight_step is None:
+            return None
+        return Scales(step=self.weight_step, codes=self.weight_scale_codes, tensor=self.weight_tensor_scale)
+
+    def input_scales(self, x: Tensor) -> Scales | None:
+        """Scales of one input: the calibrated ones, or from `x` itself."""
+        if self.activation_quantizer is None or self.activation_quantizer.is_cast:
+            return None
+        if self.input_step is not None:
+            return Scales(step=self.input_step)
+        return scaling.find(x, self.activation_quantizer, self.CHANNEL_AXIS, sample_axis=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output, in the dtype of `x`; the work in between is float32."""
+        values = x.float()
+        if self.spec is not None:
+            return self.exact(values, self.spec).to(x.dtype)
+        if self.activation_quantizer is not None:
+            values = scaling.fake_quantize(
+                values, self.activation_quantizer, self.input_scales(values), self.CHANNEL_AXIS
+            )
+        return self.multiply(values).to(x.dtype)
+
+    def multiply(self, values: Tensor) -> Tensor:
+        """float32 values times the weight's values, plus bias."""
+        raise NotImplementedError
+
+    def exact(self, values: Tensor, spec: MatmulSpec) -> Tensor:
+        """The layer with every product and sum on `spec`: quantize, multiply codes, dequantize, add the bias."""
+        raise NotImplementedError
+
+    def encode_input(self, values: Tensor) -> tuple[Tensor, Quantizer, Scales | None]:
+        """Codes of the input, the quantizer they were made with, their scales."""
+        if self.activation_quantizer is None:
+            raise ValueError("this layer's activations are not quantized: they have no codes")
+        scales = self.input_scales(values)
+        return (
+            scaling.encode(values, self.activation_quantizer, scales, self.CHANNEL_AXIS),
+            self.activation_quantizer,
+            scales,
+        )
+
+    def exact_weight(self) -> Tensor:
+        """The weight's codes as the engine reads them: 16-bit casts as bit patterns."""
+        return self.weight_codes.view(torch.int16) if self.weight_codes.dtype in _WIDE else self.weight_codes
+
+    def plus_bias(self, y: Tensor) -> Tensor:
+        """`y` plus the bias, along the last axis, in float32."""
+        return y if self.bias is None else y + self.bias.float()
+
+    def extra_repr(self) -> str:
+        engine = "" if self.spec is None else f", engine={self.spec.engine or 'free'}"
+        return f"weight={self.weight_quantizer}, activation={self.activation_quantizer}{engine}"
+
+
+def weight_codes(values: Tensor, quantizer: Quantizer, scales: Scales | None) -> Tensor:
+    """Codes of a weight whose input channels are axis 1. Casts are kept as values in the narrowest torch dtype."""
+    if quantizer.is_cast:
+        cast = functional.quantize(values, quantizer.row)
+        return cast.to({"bf16": torch.bfloat16, "f16": torch.float16}.get(quantizer.row.name, torch.float32))
+    return scaling.encode(values, quantizer, scales, 1)
+
+
+def weight_values(codes: Tensor, quantizer: Quantizer, scales: Scales | None) -> Tensor:
+    """The float32 values of `weight_codes`."""
+    return codes.float() if quantizer.is_cast else scaling.decode(codes, quantizer, scales, 1)
+
+
+def _input_step(activation: Quantizer | None, input_max: float | None, device: torch.device) -> Tensor | None:
+    if activation is None or not activation.needs_calibration:
+        return None
+    if input_max is None or not 0 <= input_max < float("inf"):
+        raise ValueError(
+            f"activations {activation} are static: their largest magnitude is needed, got {input_max}; calibrate first"
+        )
+    return scaling.from_max_abs(torch.tensor(input_max, dtype=torch.float32, device=device), activation.row.max)

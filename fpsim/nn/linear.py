@@ -1,0 +1,32 @@
+"""A Linear layer in low precision."""
+
+import torch
+from torch import Tensor
+
+from fpsim.nn import exact
+from fpsim.nn.layer import QuantizedLayer
+from fpsim.spec import MatmulSpec
+
+
+class QuantizedLinear(QuantizedLayer):
+    """y = x W^T + b with x (..., in_features), W (out_features, in_features); see `QuantizedLayer`."""
+
+    CHANNEL_AXIS = -1
+
+    def __init__(self, source: torch.nn.Linear, **options: object) -> None:
+        super().__init__(source, **options)  # type: ignore[arg-type]
+        self.in_features = source.in_features
+        self.out_features = source.out_features
+
+    def multiply(self, values: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return torch.nn.functional.linear(values, self.weight, bias)
+
+    def exact(self, values: Tensor, spec: MatmulSpec) -> Tensor:
+        codes, quantizer, scales = self.encode_input(values)
+        rows = exact.operand(codes, quantizer, scales, -1, lambda x: x.reshape(-1, 1, x.shape[-1]))
+        columns = exact.operand(
+            self.exact_weight(), self.weight_quantizer, self.weight_scales, 1, lambda x: x.unsqueeze(1)
+        )
+        y = exact.product(rows, columns, spec).to(values.device)
+        return self.plus_bias(y).reshape(*values.shape[:-1], self.out_features)

@@ -1,0 +1,127 @@
+"""Which grid a tensor is put on, and who shares a scale: one frozen row per operand.
+
+A quantizer is a format plus two choices. *Granularity* says which elements share a scale factor; *range* says where the
+scale comes from: stored beforehand ("static": weights, calibrated activations) or taken from the tensor at hand
+("dynamic"). Scales are symmetric: the largest magnitude of each group lands on the largest magnitude of the format.
+
+- ``tensor``: one scale. For dynamic activations one per sample, that is per entry of the first axis.
+- ``channel``: weights only, one scale per output channel. An input channel's scale could not leave the sum.
+- ``token``: activations only, one scale per row of the matrix product: a token of a Linear, a pixel of a convolution.
+- ``block``: one scale per `group` consecutive input channels, for either operand; in block formats, per their block.
+
+Dynamic per-tensor scales belong to one sample rather than to the batch so that an image does not depend on its
+neighbours in the batch; with classifier-free guidance the two halves are two samples. Formats of 16 bits and more are
+plain casts and have no scale.
+
+This module imports no torch: schemes are read and priced without it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from fpsim.formats import BlockFormat, Format
+from fpsim.formats import format as format_row
+
+Granularity = Literal["tensor", "channel", "token", "block"]
+Range = Literal["static", "dynamic"]
+
+#: Formats at least this wide hold the tensor's own range: a cast, no scale.
+CAST_BITS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantizer:
+    """How one operand of a matrix product is quantized.
+
+    format      : name of a row of `fpsim.formats.FORMATS`; a block format (mxfp4, nvfp4, ...) brings its block scales
+    granularity : who shares a scale, see the table above; block formats accept only "block"
+    range       : "static" or "dynamic"; weights are always static
+    group       : elements per scale for granularity "block" with a scalar format (float32 scales); None otherwise
+
+    Raises ValueError for an unknown name or a combination without a meaning.
+    """
+
+    format: str
+    granularity: Granularity = "tensor"
+    range: Range = "static"
+    group: int | None = None
+
+    def __post_init__(self) -> None:
+        found = format_row(self.format)  # raises with the list of known names
+        _one_of("granularity", self.granularity, get_args(Granularity))
+        _one_of("range", self.range, get_args(Range))
+        if isinstance(found, BlockFormat):
+            if self.granularity != "block":
+                raise ValueError(
+                    f"format {self.format!r} carries its own block scales: granularity must be 'block', "
+                    f"not {self.granularity!r}"
+                )
+            if self.group is not None:
+                raise ValueError(f"format {self.format!r} has blocks of its own; leave group out")
+            return
+        if not found.signed:
+            raise ValueError(f"format {self.format!r} is unsigned; symmetric scales need a signed one, such as 'int8'")
+        if self.granularity == "block":
+            if not isinstance(self.group, int) or self.group < 1:
+                raise ValueError(f"granularity 'block' with {self.format!r} needs group >= 1, got {self.group!r}")
+            if self.is_cast:
+                raise ValueError(f"{self.format!r} is a plain cast and takes no scales: use granularity 'tensor'")
+        elif self.group is not None:
+            raise ValueError(f"group={self.group} belongs to granularity 'block', not {self.granularity!r}")
+
+    @property
+    def row(self) -> Format | BlockFormat:
+        """The row of the format table."""
+        return format_row(self.format)
+
+    @property
+    def is_block(self) -> bool:
+        """Whether the format itself defines block scales (MX, NVFP4)."""
+        return isinstance(self.row, BlockFormat)
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether values are cast without any scale (16 bits and more)."""
+        return isinstance(self.row, Format) and self.row.kind == "float" and self.row.bits >= CAST_BITS
+
+    @property
+    def block(self) -> int | None:
+        """Elements per block scale along the channels, None when the granularity is not "block"."""
+        return self.row.block if isinstance(self.row, BlockFormat) else self.group
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether an activation quantizer like this one needs a range measured beforehand."""
+        return self.range == "static" and not self.is_cast
+
+    def check_weight(self) -> None:
+        """Raise ValueError unless a weight can be quantized this way."""
+        if self.granularity == "token":
+            raise ValueError("weights have no tokens: granularity must be 'tensor', 'channel' or 'block'")
+        if self.range != "static":
+            raise ValueError("weights are known beforehand: range must be 'static'")
+
+    def check_activation(self) -> None:
+        """Raise ValueError unless an activation can be quantized this way."""
+        if self.granularity == "channel":
+            raise ValueError(
+                "a scale per input channel cannot leave the sum over channels: use 'tensor', 'token' or 'block' "
+                "for activations"
+            )
+        if self.range == "static" and self.granularity != "tensor":
+            raise ValueError(
+                f"static ranges are per tensor; granularity {self.granularity!r} for activations needs range='dynamic'"
+            )
+
+    def __str__(self) -> str:
+        if self.is_cast:
+            return f"{self.format} cast"
+        place = {"tensor": "per tensor", "channel": "per output channel", "token": "per token"}.get(
+            self.granularity, f"per block of {self.block}"
+        )
+        return f"{self.format} {place}"
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r} (known: {', '.join(known)})")
