@@ -37,6 +37,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import fpsim
 from analysis.scheme import Scheme, scheme
 
 T = TypeVar("T")
@@ -137,7 +138,11 @@ class Experiment:
         """The scheme a configuration names: the experiment's own, or a preset; on its engine if it is exact."""
         own = self.schemes.get(configuration.scheme)
         found = own if own is not None else scheme(configuration.scheme)
-        return found if configuration.engine is None else found.exact(configuration.engine)
+        if configuration.engine is None:
+            return found
+        if configuration.engine not in fpsim.ENGINES:
+            raise ValueError(unknown("engine", configuration.engine, fpsim.ENGINES))
+        return found.exact(configuration.engine)
 
     def prompts_of(self, configuration: Configuration) -> int:
         """How many of the experiment's prompts a configuration is measured on."""
@@ -258,6 +263,8 @@ def _value(annotation: Any, value: object, where: str) -> Any:
             raise ValueError(f"{where} must be a table, not {_kind(value)}")
         return {str(key): _value(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
     if dataclasses.is_dataclass(annotation):
+        if isinstance(value, typing.cast(type, annotation)):
+            return value
         return _build(typing.cast(type, annotation), value, where)
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

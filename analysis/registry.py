@@ -41,7 +41,7 @@ def devices() -> dict[str, str]:
     """Name -> one line."""
     import hwmodels
 
-    return {name: hwmodels.device(name).title for name in hwmodels.DEVICES}
+    return {name: hwmodels.device(name).summary for name in hwmodels.DEVICES}
 
 
 def schemes() -> dict[str, str]:
@@ -58,7 +58,10 @@ def methods() -> dict[str, str]:
 
 def models() -> dict[str, str]:
     """Name -> one line: the files of `analysis/models` (full size, no weights) and the embedded pipelines."""
-    return {**_modules(HERE / "models"), **_modules(HERE / "models" / "embedded")}
+    from analysis.models import MODELS, embedded
+
+    full = {name: f"{row.title}, full size, configuration only" for name, row in MODELS.items()}
+    return full | {name: "embedded pipeline, trained, measured by `fpsim whatif`" for name in embedded.NAMES}
 
 
 KINDS: Mapping[str, Callable[[], dict[str, str]]] = {

@@ -10,6 +10,8 @@ Nothing runs: the time comes from the device's figures (see `fpsim show h200-sxm
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from analysis.commands._text import pairs, paragraph, say, say_json
@@ -40,8 +42,11 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(f"--batch must be at least 1, not {options.batch}")
         subject = analysis.trace(options.model, batch=options.batch)
     else:
-        subject = hwmodels.op_from_words(options.operation)
-    estimate = hwmodels.estimate(subject, precision(options.spec), device=options.device, mode=options.mode)
+        subject = parse_operation(options.operation)
+    spec = precision(options.spec)
+    if not isinstance(spec, str) and not options.model:
+        subject = dataclasses.replace(subject, path="layer")  # rules speak of layers; this is one
+    estimate = hwmodels.estimate(subject, spec, device=options.device, mode=options.mode)
     if options.json:
         say_json({"device": options.device, "spec": options.spec, "mode": options.mode, **estimate.to_dict()})
         return
@@ -59,6 +64,45 @@ def precision(name: str) -> Any:
     if name.partition("+")[0] in SCHEMES:
         return scheme(name)
     raise ValueError(unknown("spec", name, {*hwmodels.SHORTHANDS, *SCHEMES}))
+
+
+def parse_operation(words: Sequence[str]) -> Any:
+    """`gemm 4096 4096 4096` or `gemm m=4096 n=4096 k=4096`: sizes in the order of the operation's own fields."""
+    from analysis.experiment import unknown
+    from hwmodels.ops import OPS, op_from_dict
+
+    kinds = {name.lower(): name for name in OPS}
+    if words[0].lower() not in kinds:
+        raise ValueError(unknown("operation", words[0], kinds))
+    kind = kinds[words[0].lower()]
+    required = [
+        field.name
+        for field in dataclasses.fields(OPS[kind])
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    positional = [word for word in words[1:] if "=" not in word]
+    if len(positional) > len(required):
+        raise ValueError(f"{words[0]} takes {len(required)} sizes ({', '.join(required)}), got {len(positional)}")
+    values: dict[str, Any] = {"op": kind}
+    values.update({name: _size(name, word) for name, word in zip(required, positional, strict=False)})
+    for word in words[1:]:
+        name, equals, text = word.partition("=")
+        if equals:
+            values[name] = _size(name, text)
+    missing = [name for name in required if name not in values]
+    if missing:
+        raise ValueError(f"{words[0]} takes {' '.join(name.upper() for name in required)}; missing: {', '.join(missing)}")
+    return op_from_dict(values)
+
+
+def _size(name: str, text: str) -> int | str | tuple[int, ...]:
+    """An integer, a list of them (3x3x3), or a word for the few fields that take one (layout, variant)."""
+    try:
+        return tuple(int(part) for part in text.split("x")) if "x" in text else int(text)
+    except ValueError as error:
+        if text.isidentifier():
+            return text
+        raise ValueError(f"{name} must be an integer, not {text!r}") from error
 
 
 def _print(options: argparse.Namespace, subject: Any, estimate: Any) -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from analysis.commands._text import pairs, paragraph, say, say_json, table
+from analysis.commands._text import WIDTH, pairs, paragraph, say, say_json, table
 
 HELP = "show one format, engine, device, scheme, method or model"
 
@@ -170,13 +170,18 @@ def _print_format(name: str, card: Mapping[str, Any]) -> None:
     if values is None:
         return
     say()
-    across = 8 if len(values) > 16 else min(8, len(values))
-    cells = [_number(value) for value in values]
-    if len(values) <= across:
-        say(table([(code, cell) for code, cell in enumerate(cells)], ("code", "value"), right=(1,)))
-        return
-    rows = [(f"0x{start:02x}", *cells[start : start + across]) for start in range(0, len(values), across)]
+    half = len(values) // 2
+    mirrored = card["type"] == "float" and card["signed"] and all(map(_opposite, values[1:half], values[half + 1 :]))
+    cells = [_number(value) for value in values[: half if mirrored else None]]
+    across = 8 if (max(map(len, cells)) + 2) * 8 + 4 <= WIDTH else 4
+    rows = [(f"0x{start:02x}", *cells[start : start + across]) for start in range(0, len(cells), across)]
     say(table(rows, ("code", *(f"+{step}" for step in range(across))), right=range(1, across + 1)))
+    if mirrored:
+        say(f"0x{half:02x} is {_number(values[half])}; codes above it are the negatives of those from 0x01")
+
+
+def _opposite(a: float, b: float) -> bool:
+    return b == -a or (math.isnan(a) and math.isnan(b))
 
 
 def _number(value: float) -> str:
@@ -185,7 +190,7 @@ def _number(value: float) -> str:
     if value == 0:
         return "-0" if math.copysign(1, value) < 0 else "0"
     short = f"{value:.4g}"
-    return f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e+") if len(short) > 8 else short
+    return f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e+") if len(short) > 7 else short
 
 
 def _print_engine(name: str, card: Mapping[str, Any]) -> None:
