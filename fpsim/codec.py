@@ -51,6 +51,10 @@ def encode(
         _encode_integers(flat, row, how, target)
     elif row.kind == "codebook":
         raise ValueError(f"{row.name!r} is a codebook; encode it with fpsim.blocks, which also chooses its scale")
+    elif row.bits == 64:
+        target[:] = flat.astype(np.float64, copy=False).view(np.uint64)  # every input is a float64 already
+        nan = np.isnan(flat)
+        target[nan] = np.uint64(row.nan_code or 0) | target[nan] & np.uint64(row.sign_bit)
     else:
         _encode_floats(flat, float_target(row, how, policy, named), target)
     return codes

@@ -5,30 +5,17 @@ Every backend computes the same bits: "cpu" with compiled kernels on all cores, 
 says otherwise.
 """
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from fpsim import _jit
-from fpsim._kernels import accumulate, products
+from fpsim import _cpu
 from fpsim._names import unknown
-from fpsim.accumulators import (
-    Accumulator,
-    FusedDot,
-    IntegerAccumulator,
-    Promoted,
-    SequentialFma,
-    SplitK,
-)
-from fpsim.codec import Array, as_codes, decode, encode
-from fpsim.formats import Format, container, scalar_format
-from fpsim.reference import ENGINE_NAN, split_ranges
+from fpsim.codec import Array, as_codes, encode
+from fpsim.formats import Format, container
 from fpsim.reference import dot as reference_dot
-from fpsim.rounding import rounding as find_rounding
 from fpsim.spec import MatmulSpec
 
 BACKENDS = ("cpu", "reference")
@@ -132,7 +119,7 @@ def _product(a: Array, b: Array, c: Array, spec: MatmulSpec, backend: str) -> No
     if backend == "reference":
         _reference_product(a, b, c, spec)
     else:
-        _RUNNERS[type(spec.accumulator)](a, b, c, spec, spec.accumulator)
+        _cpu.accumulate(a, b, c, spec)
 
 
 def _reference_product(a: Array, b: Array, c: Array, spec: MatmulSpec) -> None:
@@ -147,178 +134,67 @@ def _reference_product(a: Array, b: Array, c: Array, spec: MatmulSpec) -> None:
             c[i, j] = np.array(code & ((1 << 64) - 1), np.uint64).astype(c.dtype)
 
 
-# -- kernels by kind of accumulator -------------------------------------------------------------------------------
+def conv2d(
+    x: npt.ArrayLike,
+    w: npt.ArrayLike,
+    spec: MatmulSpec,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    pad_code: int = 0,
+    order: str = "channel-row-column",
+    backend: str = "cpu",
+) -> Array:
+    """Two-dimensional cross-correlation as one matrix product per group, in the arithmetic of `spec`.
 
+    x : codes of spec.a, (N, C, H, W). w : codes of spec.b, (O, C / groups, KH, KW).
+    padding : rows and columns of `pad_code` on each side (a zero; the zero point of asymmetric integers).
+    order : the order of k, which changes the bits: "channel-row-column" or "row-column-channel" (channels last).
+    Returns (N, O, H', W') in the output's dtype. A library convolution's own order and tiling are not claimed.
 
-def _fused(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: FusedDot) -> None:
-    plan = fused_plan(kind, spec.a, spec.b, a.shape[1])
-    sa, ea = unpack(a, spec.a)
-    sb, eb = unpack(np.ascontiguousarray(b.T), spec.b)
-    source = c.copy()
-    _rows(lambda i, j: products.fused(sa, ea, sb, eb, source, plan, c, i, j), a, b)
-
-
-def _promoted(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: Promoted) -> None:
-    if container(kind.output).name != "f32" or container(kind.inner.output).name != "f32":
-        raise ValueError(f"Promoted adds float32 sums, got output={kind.output!r}, inner output={kind.inner.output!r}")
-    a, b = _reorder(a, b, kind)
-    plan = fused_plan(kind.inner, spec.a, spec.b, kind.every)
-    sa, ea = unpack(a, spec.a)
-    sb, eb = unpack(np.ascontiguousarray(b.T), spec.b)
-    source = c.copy()
-    _rows(lambda i, j: products.promoted(sa, ea, sb, eb, source, plan, kind.every, c, i, j), a, b)
-
-
-def _reorder(a: Array, b: Array, kind: Promoted) -> tuple[Array, Array]:
-    """k in the order in which the inner accumulator sees it, K padded with zeros to whole groups."""
-    if kind.order == "ascending":
-        return a, b
-    pad = -a.shape[1] % kind.every
-    a, b = np.pad(a, ((0, 0), (0, pad))), np.pad(b, ((0, pad), (0, 0)))
-    group = np.arange(kind.every)
-    order = np.concatenate([group[group % 4 < 2], group[group % 4 >= 2]])
-    k = (np.arange(0, a.shape[1], kind.every)[:, None] + order).reshape(-1)
-    return np.ascontiguousarray(a[:, k]), np.ascontiguousarray(b[k])
-
-
-def _split_k(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: SplitK) -> None:
-    total = c.view(np.float32)
-    for start, stop in split_ranges(a.shape[1], kind.splits, kind.tile):
-        part = np.zeros_like(c)
-        piece_a, piece_b = np.ascontiguousarray(a[:, start:stop]), np.ascontiguousarray(b[start:stop])
-        _RUNNERS[type(kind.inner)](piece_a, piece_b, part, spec, kind.inner)
-        if start == 0 and not c.any():
-            c[...] = part
-            continue
-        with np.errstate(all="ignore"):
-            np.add(total, part.view(np.float32), out=total)
-        c[np.isnan(total)] = ENGINE_NAN["f32"]
-
-
-def _sequential(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: SequentialFma) -> None:
-    if kind.output not in ("f32", "f64") or kind.rounding != "rne":
-        raise ValueError(f"SequentialFma runs in f32 or f64 with rounding 'rne', got {kind}")
-    dtype = RESULT_DTYPES[kind.output]
-    x, y = decode(a, spec.a), decode(b, spec.b)
-    if dtype.itemsize < max(x.dtype.itemsize, y.dtype.itemsize):
+    Raises ValueError for shapes that do not fit, or what `matmul` raises.
+    """
+    images, weights = as_codes(x, spec.a, "x"), as_codes(w, spec.b, "w")
+    if images.ndim != 4 or weights.ndim != 4:
+        raise ValueError(f"x must be (N, C, H, W) and w (O, C/groups, KH, KW), got {images.shape} and {weights.shape}")
+    if order not in CONV_ORDERS:
+        raise unknown("order", order, CONV_ORDERS)
+    (n, channels, _, _), (outputs, depth, kh, kw) = images.shape, weights.shape
+    if groups < 1 or channels != depth * groups or outputs % groups:
         raise ValueError(
-            f"operands {spec.a.name} x {spec.b.name} do not fit a {kind.output} multiplier; use output='f64'"
+            f"x has {channels} channels and w is {weights.shape} with groups={groups}: "
+            "C must be groups * w.shape[1], and O a multiple of groups"
         )
-    x, y, total = x.astype(dtype), y.astype(dtype), c.view(dtype)
-    _rows(lambda i, j: products.sequential_fma(x, y, total, i, j), a, b)
-    c[np.isnan(total)] = np.array(ENGINE_NAN[kind.output], np.uint64).astype(c.dtype)
+    (sh, sw), (ph, pw), (dh, dw) = _pair(stride, "stride"), _pair(padding, "padding", 0), _pair(dilation, "dilation")
+    padded = np.pad(images, ((0, 0), (0, 0), (ph, ph), (pw, pw)), constant_values=pad_code)
+    if padded.shape[2] < dh * (kh - 1) + 1 or padded.shape[3] < dw * (kw - 1) + 1:
+        raise ValueError(f"the padded input {padded.shape[2:]} is smaller than the dilated kernel of w {weights.shape}")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (dh * (kh - 1) + 1, dw * (kw - 1) + 1), axis=(2, 3))
+    windows = windows[:, :, ::sh, ::sw, ::dh, ::dw]  # (N, C, H', W', KH, KW)
+    rows, columns = windows.shape[2:4]
+    axes, kernel_axes = CONV_ORDERS[order]
+    results = []
+    for group in range(groups):
+        part = windows[:, group * depth : (group + 1) * depth]
+        patches = part.transpose(0, 2, 3, *axes).reshape(n * rows * columns, depth * kh * kw)
+        kernel = weights[group * (outputs // groups) : (group + 1) * (outputs // groups)]
+        matrix = kernel.transpose(0, *kernel_axes).reshape(outputs // groups, depth * kh * kw).T
+        results.append(matmul(np.ascontiguousarray(patches), np.ascontiguousarray(matrix), spec, backend=backend))
+    flat = np.concatenate(results, axis=1) if groups > 1 else results[0]
+    return np.ascontiguousarray(flat.reshape(n, rows, columns, outputs).transpose(0, 3, 1, 2))
 
 
-def _integer(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: IntegerAccumulator) -> None:
-    if spec.a.kind != "int" or spec.b.kind != "int" or spec.a.bias or spec.b.bias:
-        raise ValueError(f"an IntegerAccumulator takes integer operands, got {spec.a.name} x {spec.b.name}")
-    low, high = -(1 << (kind.bits - 1)), (1 << (kind.bits - 1)) - 1
-    if kind.overflow == "wrap":
-        _rows(lambda i, j: products.integer_wrap(a, b, c, i, j), a, b)
-        if kind.bits < 32:
-            c[...] = ((c.astype(np.int64) - low) & ((1 << kind.bits) - 1)) + low
-        return
-    if c.min() < low or c.max() > high:
-        raise ValueError(f"c leaves the range of the {kind.bits}-bit accumulator ({low} to {high})")
-    largest = max(abs(spec.a.min), spec.a.max) * max(abs(spec.b.min), spec.b.max)
-    if kind.overflow == "saturate" and largest + high < 2**31:
-        _rows(lambda i, j: products.integer_saturate(a, b, low, high, c, i, j), a, b)
-        return
-    failed = np.full((c.shape[0], 3), -1, np.int64)
-    saturate = kind.overflow == "saturate"
-    _rows(lambda i, j: products.integer_wide(a, b, low, high, saturate, c, failed, i, j), a, b)
-    if not saturate and (failed[:, 0] >= 0).any():
-        i = int(np.argmax(failed[:, 0] >= 0))
-        j, k, total = (int(v) for v in failed[i])
-        raise OverflowError(
-            f"output [{i}, {j}] reaches {total} at k = {k}, outside the {kind.bits}-bit accumulator ({low} to {high})"
-        )
-
-
-#: kind of accumulator -> its CPU runner (codes a (M, K), b (K, N), container codes c (M, N), in place)
-_RUNNERS: dict[type[Accumulator], Callable[[Array, Array, Array, MatmulSpec, Any], None]] = {
-    FusedDot: _fused,
-    Promoted: _promoted,
-    SplitK: _split_k,
-    SequentialFma: _sequential,
-    IntegerAccumulator: _integer,
+#: order of k -> axes of the windows (N, C, H', W', KH, KW) and of the weights (O, C, KH, KW) that make it
+CONV_ORDERS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
+    "channel-row-column": ((1, 4, 5), (1, 2, 3)),
+    "row-column-channel": ((4, 5, 1), (2, 3, 1)),
 }
 
 
-def _rows(run: Callable[[int, int], object], a: Array, b: Array) -> None:
-    """`run` over rows of a, on all cores once there is enough work to share."""
-    work = max(a.shape[1] * b.shape[1], 1)
-    _jit.parallel(run, a.shape[0], grain=max(1, 200_000 // work))
-
-
-# -- unpacking ----------------------------------------------------------------------------------------------------
-
-
-def fused_plan(kind: FusedDot, a: Format, b: Format, depth: int) -> accumulate.Fused:
-    """Flatten a FusedDot for its operand formats; ValueError if its sums would not fit 63 bits."""
-    if a.kind != "float" or b.kind != "float":
-        raise ValueError(f"a FusedDot takes float operands, got {a.name} x {b.name}; see IntegerAccumulator")
-    if kind.fraction_bits is None:
-        raise ValueError("an exact FusedDot (fraction_bits=None) runs with backend='reference' only")
-    terms = kind.terms or max(depth, 1)
-    product_bits = a.mantissa_bits + b.mantissa_bits
-    if max(kind.fraction_bits, product_bits) + (terms + 1).bit_length() + 2 > 62:
-        raise ValueError(
-            f"{terms} products of {a.name} x {b.name} with {kind.fraction_bits} fraction bits do not fit a 63-bit sum"
-        )
-    held, row = container(kind.output), scalar_format(kind.output)
-    return accumulate.Fused(
-        terms=terms,
-        fraction_bits=kind.fraction_bits,
-        zero_exponent=accumulate.NO_FLOOR if kind.zero_exponent is None else kind.zero_exponent,
-        product_fraction_bits=product_bits,
-        sum=accumulate.Sum(
-            rounding=find_rounding(kind.rounding).code,
-            mantissa_bits=row.mantissa_bits,
-            minimum_exponent=row.minimum_exponent,
-            max_code=row.max_code,
-            widen=held.mantissa_bits - row.mantissa_bits,
-            container_mantissa_bits=held.mantissa_bits,
-            container_exponent_bits=held.exponent_bits,
-            infinity=held.infinity_code or 0,
-            nan=ENGINE_NAN[held.name],
-            sign_bit=held.sign_bit,
-        ),
-    )
-
-
-def unpack(codes: Array, row: Format) -> tuple[Array, Array]:
-    """Signed significands (int32) and exponents (int16, with the marks of `accumulate`) of an array of codes."""
-    if row.bits <= 16:
-        significands, exponents = _unpack_table(row)
-        index = codes & ((1 << row.bits) - 1)
-        return significands[index], exponents[index]
-    if row.mantissa_bits > 23:
-        raise ValueError(f"{row.name!r} has {row.mantissa_bits} mantissa bits; a fused dot takes at most 23")
-    return _unpack_codes(codes >> row.shift, row)
-
-
-@cache
-def _unpack_table(row: Format) -> tuple[Array, Array]:
-    return _unpack_codes(np.arange(1 << row.bits), row)
-
-
-def _unpack_codes(codes: Array, row: Format) -> tuple[Array, Array]:
-    word = codes.astype(np.int64)
-    magnitude = word & ((1 << (row.exponent_bits + row.mantissa_bits)) - 1)
-    field, mantissa = magnitude >> row.mantissa_bits, magnitude & ((1 << row.mantissa_bits) - 1)
-    subnormal = (field == 0) & row.zero
-    significand = np.where(subnormal, mantissa, mantissa + (1 << row.mantissa_bits))
-    exponent = np.where(subnormal, 1, field) - row.bias
-    values = _class_of(word, row)
-    exponent[significand == 0] = accumulate.ZERO
-    exponent[np.isinf(values)] = accumulate.INFINITE
-    exponent[np.isnan(values)] = accumulate.NAN
-    significand[~np.isfinite(values)] = 1
-    significand = np.where((word & row.sign_bit) != 0, -significand, significand)
-    return significand.astype(np.int32), exponent.astype(np.int16)
-
-
-def _class_of(word: Array, row: Format) -> Array:
-    """Values that are NaN and Inf where the codes are (their finite values do not matter here)."""
-    return decode((word << row.shift).astype(row.code_dtype), row)
+def _pair(value: int | tuple[int, int], name: str, least: int = 1) -> tuple[int, int]:
+    first, second = (value, value) if isinstance(value, int) else value
+    if min(first, second) < least:
+        raise ValueError(f"{name} is {value}; allowed: {least} or more, one number or (rows, columns)")
+    return first, second

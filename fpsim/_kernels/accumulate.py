@@ -151,12 +151,3 @@ def fused_chain(sa, ea, i, sb, eb, j, start, stop, c, plan):  # type: ignore[no-
     for k in range(start, stop, plan.terms):
         c = fused_step(sa, ea, i, sb, eb, j, k, min(k + plan.terms, stop), c, plan)
     return c
-
-
-@kernel
-def add_f32(x, y):  # type: ignore[no-untyped-def]
-    """IEEE float32 addition of two bit patterns; NaN is 0x7FFFFFFF."""
-    total = np.float32(np.int32(x).view(np.float32) + np.int32(y).view(np.float32))
-    if total != total:
-        return np.int64(0x7FFFFFFF)
-    return np.int64(total.view(np.int32)) & 0xFFFFFFFF

@@ -3,29 +3,17 @@
 import numpy as np
 
 from fpsim._jit import kernel
-from fpsim._kernels.accumulate import add_f32, fused_chain
+from fpsim._kernels.accumulate import fused_chain
 from fpsim._kernels.intrinsics import fma
 
 
 @kernel
-def fused(sa, ea, sb, eb, c, plan, out, start, stop):  # type: ignore[no-untyped-def]
-    """out[i, j] = chain of T-FDPA steps over all of K, starting from c[i, j]; b is transposed, (N, K)."""
+def fused(sa, ea, sb, eb, c, plan, marked, out, begin, end, start, stop):  # type: ignore[no-untyped-def]
+    """out[i, j] = T-FDPA steps over k in begin .. end from c[i, j], where marked; b is transposed, (N, K)."""
     for i in range(start, stop):
         for j in range(sb.shape[0]):
-            out[i, j] = fused_chain(sa, ea, i, sb, eb, j, 0, sa.shape[1], np.int64(c[i, j]), plan)
-
-
-@kernel
-def promoted(sa, ea, sb, eb, c, plan, every, out, start, stop):  # type: ignore[no-untyped-def]
-    """Every `every` products, a chain from zero is added to a float32 sum that starts from c."""
-    depth = sa.shape[1]
-    for i in range(start, stop):
-        for j in range(sb.shape[0]):
-            outer = np.int64(c[i, j])
-            for k in range(0, depth, every):
-                inner = fused_chain(sa, ea, i, sb, eb, j, k, min(k + every, depth), np.int64(0), plan)
-                outer = add_f32(outer, inner)
-            out[i, j] = outer
+            if marked[i, j]:
+                out[i, j] = fused_chain(sa, ea, i, sb, eb, j, begin, end, np.int64(c[i, j]), plan)
 
 
 @kernel
