@@ -96,6 +96,7 @@ class Device:
 
     units: how many compute units (SMs, cores, tiles) the rates cover; clocks: named, in hertz.
     power: board or package power limit in watts, None if unpublished.
+    vector: rate of the ordinary float32 units where the float32 rate is that of the matrix engine.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Device:
     unit_name: str = "unit"
     clocks: Mapping[str, Quantity] = field(default_factory=dict)
     power: Quantity | None = None
+    vector: Quantity | None = None
     sources: Mapping[str, Source] = field(default_factory=dict)
     decisions: tuple[str, ...] = ()
 
@@ -149,6 +151,7 @@ class Device:
             "units": _plain(self.units),
             "clocks": {name: _plain(value) for name, value in self.clocks.items()},
             "power": _plain(self.power),
+            "vector": _plain(self.vector),
             "memory": {m.name: _plain(m) for m in (self.dram, *self.caches.values())},
             "rates": [_plain(rate) for rate in self.rates.values()],
             "sources": {key: _plain(value) for key, value in self.sources.items()},
@@ -350,6 +353,7 @@ def parse_device(text: str, name: str, file: str = "") -> Device:
         unit_name=unit_name,
         clocks=MappingProxyType(clocks),
         power=root.quantity("power", "power", sources),
+        vector=root.quantity("vector", "rate", sources),
         sources=MappingProxyType(sources),
         decisions=root.texts("decisions") if "decisions" in root.data else (),
     )

@@ -30,6 +30,9 @@ RENOUNCES: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 
+#: format -> formats with the same codes at another scale: a power of two in the tensor's scale makes them equal.
+RESCALED: Mapping[str, tuple[str, ...]] = MappingProxyType({"e4m3": ("e4m3fnuz",), "e5m2": ("e5m2fnuz",)})
+
 #: accumulators that hold the sums of another one: a narrower request may be answered by them.
 WIDE_ACCUMULATORS = ("f32", "int32", "f64")
 
@@ -55,7 +58,7 @@ def holds(host: str, guest: str) -> bool:
     A block format is held if the element fits beside its scale: by a type with as many significand bits as the product
     of element and scale has, and as wide an exponent field as a power-of-two scale.
     """
-    if host == guest:
+    if host == guest or host in RESCALED.get(guest, ()):
         return True
     outer, inner = format_row(host), format_row(guest)
     if isinstance(outer, BlockFormat) or "codebook" in (outer.kind, getattr(inner, "kind", "")):
@@ -131,7 +134,9 @@ def execution(precision: Precision, device: Device) -> Execution:
     if found:
         rate = found[0]
         got = _pair(rate.activation, rate.weight)
-        if got == asked:
+        if rate.activation in RESCALED.get(activation, ()):
+            note = f"{asked} runs as {got}: the same codes at another power-of-two scale"
+        elif got == asked:
             note = (
                 f"{asked} with {precision.accumulator} accumulation has no rate: {rate.accumulator} accumulation used"
             )
@@ -156,5 +161,7 @@ def execution(precision: Precision, device: Device) -> Execution:
 
 def vector_rate(device: Device) -> float | None:
     """Operations per second of the ordinary float32 units, None where the device file does not state them."""
+    if device.vector is not None:
+        return device.vector.value
     rate = device.rates.get(("f32", "f32", "f32"))
     return rate.peak.value if rate is not None and not rate.matrix else None

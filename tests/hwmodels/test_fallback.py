@@ -6,10 +6,13 @@ import fpsim
 from fpsim.formats import Format
 from hwmodels import DEVICES, SHORTHANDS, Precision, UnsupportedFormat, execution
 from hwmodels import device as find_device
-from hwmodels.fallback import RENOUNCES, holds
+from hwmodels.fallback import RENOUNCES, RESCALED, holds
 
 SMALL = [row for row in fpsim.FORMATS.values() if isinstance(row, Format) and row.bits <= 8 and row.kind != "codebook"]
-HOSTS = [fpsim.format(name) for name in ("bf16", "f16", "e4m3", "e5m2", "e3m4", "int8", "uint8", "e2m3")]
+HOSTS = [
+    fpsim.format(name)
+    for name in ("bf16", "f16", "e4m3", "e5m2", "e3m4", "int8", "uint8", "e2m3", "e4m3fnuz", "e5m2fnuz")
+]
 
 
 def _values(row: Format) -> set[float]:
@@ -26,7 +29,9 @@ VALUES = {row.name: _values(row) for row in [*SMALL, *HOSTS]}
 @pytest.mark.parametrize("host", HOSTS, ids=lambda row: row.name)
 def test_holds_is_the_inclusion_of_value_sets(host):
     for guest in SMALL:
-        if holds(host.name, guest.name):
+        if host.name in RESCALED.get(guest.name, ()):
+            assert VALUES[guest.name] <= {2 * v for v in VALUES[host.name]}
+        elif holds(host.name, guest.name):
             assert VALUES[guest.name] <= VALUES[host.name], (host.name, guest.name)
         elif guest.kind == host.kind and not (guest.kind == "int" and guest.bias != host.bias):
             # the other direction holds within a kind: nothing that fits is refused
