@@ -130,7 +130,7 @@ def warnings(plan: Plan, run: Run, judged: Mapping[str, Verdict]) -> list[str]:
     if prompts < FEW_PROMPTS:
         found.append(
             f"{prompts} prompts are few: a loss of up to {100 * judged[NOISE_FLOOR].resolution:.1f} points of prompts "
-            "obeyed can hide in this sample; use {FEW_PROMPTS} or more before a decision"
+            f"obeyed can hide in this sample; use {FEW_PROMPTS} or more before a decision"
         )
     few = [row for row in plan.rows if row.prompts < prompts]
     found += [f"{row.label}: only {row.prompts} prompts (every product emulated)" for row in few]
@@ -178,6 +178,11 @@ def draw_fronts(run: Run) -> dict[str, bytes]:
     floor = psnr[NOISE_FLOOR].value
     labels = [label for label, row in psnr.items() if row.role == "configuration" and not row.engine]
     colours = {label: index for index, label in enumerate(labels)}
+    baseline = {
+        row.device: row.time_per_image
+        for row in run.costs
+        if (row.configuration, row.model) == (run.experiment.cost.baseline, model)
+    }
     figures = {}
     for device in run.experiment.cost.devices:
         points = [
@@ -201,6 +206,8 @@ def draw_fronts(run: Run) -> dict[str, bytes]:
                 quality_name="PSNR to full precision, dB (measured)",
                 floor=floor,
                 floor_name="full precision, another seed",
+                baseline=baseline.get(device),
+                baseline_name=f"{run.experiment.cost.baseline} (not measured)",
                 colours=colours,
             )
     return figures

@@ -108,12 +108,15 @@ def pareto(
     quality_name: str,
     floor: float | None = None,
     floor_name: str = "",
+    baseline: float | None = None,
+    baseline_name: str = "",
     colours: dict[str, int] | None = None,
     dpi: int = 160,
 ) -> bytes:
     """Quality against projected time, the points that nobody beats joined by a line.
 
-    floor: a dashed line, what chance alone gives. colours: label -> index, so that plots side by side agree.
+    floor: a dashed line, what chance alone gives; baseline: a dotted one, a cost to compare with.
+    colours: label -> index, so that plots side by side agree.
     """
     from matplotlib.figure import Figure
 
@@ -129,6 +132,19 @@ def pareto(
             xycoords=("axes fraction", "data"),
             xytext=(-3, 3),
             textcoords="offset points",
+            ha="right",
+            fontsize=7,
+            color=SOFT,
+        )
+    if baseline is not None:
+        axes.axvline(baseline, color=SOFT, linewidth=0.9, linestyle=":", zorder=1)
+        axes.annotate(
+            baseline_name,
+            (baseline, 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(-3, 4),
+            textcoords="offset points",
+            rotation=90,
             ha="right",
             fontsize=7,
             color=SOFT,

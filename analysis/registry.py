@@ -61,7 +61,7 @@ def models() -> dict[str, str]:
     from analysis.models import MODELS, embedded
 
     full = {name: f"{row.title}, full size, configuration only" for name, row in MODELS.items()}
-    return full | {name: "embedded pipeline, trained, measured by `fpsim whatif`" for name in embedded.NAMES}
+    return full | dict.fromkeys(embedded.NAMES, "embedded pipeline, trained, measured by `fpsim whatif`")
 
 
 KINDS: Mapping[str, Callable[[], dict[str, str]]] = {

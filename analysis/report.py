@@ -14,7 +14,7 @@ from typing import Any
 from analysis.experiment import Experiment
 from analysis.plan import NOISE_FLOOR, REFERENCE
 from analysis.pricing import FALLBACK, NOT_SUPPORTED, CostRow
-from analysis.scoring import METRICS, QualityRow
+from analysis.scoring import QualityRow
 from analysis.store import DamagedFile, RunDirectory, read_json, write_atomic
 from analysis.units import count, digits, duration
 
@@ -30,6 +30,8 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("Residual, 10⁻³", "residual", ""),
     ("Fréchet", "frechet", "clean scenes"),
 )
+
+DECISIVE_NAMES = {"correct_change": "prompts obeyed", "residual_change": "residual"}
 
 #: metric -> (factor, digits after the point, sign shown)
 _SHOWN: Mapping[str, tuple[float, int, bool]] = {
@@ -81,6 +83,7 @@ def render(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     quality = [QualityRow(**row) for row in results["quality"]]
     costs = [CostRow(**row) for row in results["costs"]]
     judged = {row["configuration"]: row for row in results["verdicts"]}
+    notes = list(dict.fromkeys(_note(row) for row in costs if row.note))
     page = environment.get_template(TEMPLATE).render(
         results=results,
         experiment=experiment,
@@ -89,7 +92,8 @@ def render(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         quality=_quality_table(results, quality, judged),
         headline=headline(experiment, results, quality, costs, judged),
         twins=_twins(quality),
-        tables=_cost_tables(experiment, costs),
+        tables=_cost_tables(experiment, costs, notes),
+        notes=notes,
         duration=duration,
         floor=NOISE_FLOOR,
         total=sum(results["seconds"].values()),
@@ -118,8 +122,8 @@ def headline(
             "change": interval_cell(change),
             "psnr": interval_cell(psnr, short=True),
             "buys": [_buys(cost) for cost in costs if (cost.configuration, cost.model) == (label, model)],
-            "why": [METRICS[metric][0] for metric in judged[label]["told_apart"]],
-            "other": [METRICS[metric][0] for metric in judged[label]["better"]],
+            "why": [DECISIVE_NAMES[metric] for metric in judged[label]["told_apart"]],
+            "other": [DECISIVE_NAMES[metric] for metric in judged[label]["better"]],
         }
         (same if judged[label]["indistinguishable"] else apart).append(row)
     return {
@@ -131,11 +135,11 @@ def headline(
     }
 
 
-def _buys(row: CostRow) -> str:
+def _buys(row: CostRow) -> dict[str, str]:
     if row.time_per_call is None or row.speedup is None:
-        return f"{NOT_SUPPORTED} on {row.device}"
-    mark = " (fallback)" if row.support == FALLBACK else ""
-    return f"{row.speedup:.2f}× on {row.device}{mark}"
+        return {"device": row.device, "speedup": NOT_SUPPORTED, "remark": ""}
+    remark = "by fallback" if row.support == FALLBACK else ""
+    return {"device": row.device, "speedup": f"{row.speedup:.2f}×", "remark": remark}
 
 
 def _quality_table(
@@ -206,11 +210,14 @@ def _twins(quality: Iterable[QualityRow]) -> list[dict[str, str]]:
     ]
 
 
-def _cost_tables(experiment: Experiment, costs: Sequence[CostRow]) -> list[dict[str, Any]]:
+def _note(row: CostRow) -> str:
+    return f"{row.device}: {row.note.removeprefix(f'{row.device} ')}"
+
+
+def _cost_tables(experiment: Experiment, costs: Sequence[CostRow], notes: Sequence[str]) -> list[dict[str, Any]]:
     tables = []
     for model in experiment.cost.models:
         ours = [row for row in costs if row.model == model]
-        notes = list(dict.fromkeys(f"{row.device}: {row.note}" for row in ours if row.note))
         labels = list(dict.fromkeys(row.configuration for row in ours))
         lines = []
         for label in labels:
@@ -222,7 +229,7 @@ def _cost_tables(experiment: Experiment, costs: Sequence[CostRow]) -> list[dict[
                         "main": NOT_SUPPORTED if row.time_per_image is None else _seconds(row.time_per_image),
                         "speedup": "" if row.speedup is None else f"{row.speedup:.2f}×",
                         "bound": row.bound,
-                        "note": notes.index(f"{row.device}: {row.note}") + 1 if row.note else 0,
+                        "note": notes.index(_note(row)) + 1 if row.note else 0,
                         "value": row.time_per_image or "",
                         "support": row.support.replace(" ", "-"),
                     }
@@ -239,7 +246,7 @@ def _cost_tables(experiment: Experiment, costs: Sequence[CostRow]) -> list[dict[
                     "cells": cells,
                 }
             )
-        tables.append({"model": model, "lines": lines, "notes": notes})
+        tables.append({"model": model, "lines": lines})
     return tables
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.experiment import Experiment
 from analysis.plan import Batch, Plan, Row, calibration_captions
 from analysis.store import RunDirectory
-from analysis.workers import serve
+from analysis.workers import quiet, serve
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -84,6 +84,7 @@ class Sampler:
 def main() -> None:
     import torch
 
+    quiet()
     torch.set_num_threads(1)
     run = RunDirectory.existing(Path(sys.argv[1]))
     manifest = run.manifest()

@@ -115,11 +115,15 @@ def check(plan: Plan) -> dict[str, list[str]]:
     """
     import hwmodels
     from analysis.registry import methods, models
+    from analysis.runner.quantize import engine_for
 
     known = methods()
     for row in plan.rows:
         if row.configuration.method not in known:
             raise ValueError(unknown("method", row.configuration.method, known))
+        for rule in row.scheme.rules:
+            if row.configuration.engine is not None and rule.weight is not None and rule.activation is not None:
+                engine_for(row.configuration.engine, rule.activation, rule.weight)
     for device in plan.experiment.cost.devices:
         hwmodels.device(device)
     for model in plan.experiment.cost.models:

@@ -27,6 +27,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def quiet() -> None:
+    """Turn off what libraries say while loading: their bars would cut through ours. For programs, not for libraries."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read once, when transformers is imported
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
 class Workers:
     """`count` processes running `python -m module arguments`; use as a context manager, it ends them all."""
 
@@ -95,8 +106,7 @@ def _serve(
     events: queue.SimpleQueue[tuple[int, dict[str, Any]]],
 ) -> None:
     """Feed one process until there is nothing left, passing on what it says."""
-    assert_pipe = (process.stdin, process.stdout)
-    stdin, stdout = assert_pipe
+    stdin, stdout = process.stdin, process.stdout
     if stdin is None or stdout is None:
         raise ValueError("a worker needs both pipes")
     index = -1

@@ -91,7 +91,9 @@ def parse_operation(words: Sequence[str]) -> Any:
             values[name] = _size(name, text)
     missing = [name for name in required if name not in values]
     if missing:
-        raise ValueError(f"{words[0]} takes {' '.join(name.upper() for name in required)}; missing: {', '.join(missing)}")
+        raise ValueError(
+            f"{words[0]} takes {' '.join(name.upper() for name in required)}; missing: {', '.join(missing)}"
+        )
     return op_from_dict(values)
 
 

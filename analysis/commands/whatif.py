@@ -30,9 +30,12 @@ def run(options: argparse.Namespace) -> None:
     command = "fpsim " + shlex.join(sys.argv[1:])
     try:
         from analysis.experiment import Experiment
-        from analysis.whatif import run as run_experiment
 
         experiment = Experiment.load(options.experiment)
+        from analysis.whatif import run as run_experiment
+        from analysis.workers import quiet
+
+        quiet()
         with Bars(quiet=options.quiet or options.json) as bars:
             found = run_experiment(
                 experiment, runs=options.runs, workers=options.workers, progress=bars.tell, command=command
