@@ -35,7 +35,7 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "numba")
 
 #: Time of one picture relative to full precision on a CPU, for the remaining time that a progress bar shows and for
 #: the order of work; a measured guess, results do not depend on it.
-WEIGHT = {"reference": 1.0, "quantize": 1.4, "exact": 40.0}
+WEIGHT = {"reference": 1.0, "quantize": 1.2, "exact": 15.0}
 
 
 @dataclass(frozen=True, kw_only=True)
