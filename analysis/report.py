@@ -94,6 +94,7 @@ def render(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         twins=_twins(quality),
         tables=_cost_tables(experiment, costs, notes),
         notes=notes,
+        explore=_explore(experiment, quality, costs),
         duration=duration,
         floor=NOISE_FLOOR,
         total=sum(results["seconds"].values()),
@@ -208,6 +209,46 @@ def _twins(quality: Iterable[QualityRow]) -> list[dict[str, str]]:
         for row in quality
         if row.engine and row.metric == "psnr" and row.against != REFERENCE
     ]
+
+
+#: What the plot offers on its axes: metric -> (name, factor, +1 if more is better); cost -> (name, factor)
+_VERTICAL = {
+    "psnr": ("PSNR to full precision, dB", 1, 1),
+    "correct": ("prompts obeyed, %", 100, 1),
+    "residual": ("residual, 10⁻³", 1000, -1),
+    "ssim": ("SSIM to full precision", 1, 1),
+}
+_HORIZONTAL = {"time_per_image": ("seconds per image", 1), "weights": ("weights, GB", 1e-9)}
+
+
+def _explore(experiment: Experiment, quality: Sequence[QualityRow], costs: Sequence[CostRow]) -> dict[str, Any]:
+    """What the interactive plot needs, and the choices it offers."""
+    measured: dict[str, dict[str, Any]] = {}
+    for row in quality:
+        if row.metric in _VERTICAL and row.against in ("", REFERENCE):
+            values = {"value": row.value, "low": row.low, "high": row.high, "prompts": row.prompts}
+            measured.setdefault(row.configuration, {})[row.metric] = values
+    priced: dict[str, dict[str, dict[str, Any]]] = {}
+    for cost in costs:
+        fields = ("time_per_image", "weights", "speedup", "support", "note")
+        values = {field: getattr(cost, field) for field in fields}
+        priced.setdefault(cost.configuration, {}).setdefault(cost.model, {})[cost.device] = values
+    labels = [label for label in measured if label in priced]
+    data = {
+        "configurations": [{"label": label, "quality": measured[label], "cost": priced[label]} for label in labels],
+        "baseline": {"label": experiment.cost.baseline, "cost": priced.get(experiment.cost.baseline, {})},
+        "reference": REFERENCE,
+        "floor": measured[NOISE_FLOOR],
+        "qualities": {key: {"name": row[0], "factor": row[1], "sign": row[2]} for key, row in _VERTICAL.items()},
+        "costs": {key: {"name": row[0], "factor": row[1]} for key, row in _HORIZONTAL.items()},
+    }
+    choices = [
+        ("model", "model", [(name, name) for name in experiment.cost.models]),
+        ("device", "device", [(name, name) for name in experiment.cost.devices]),
+        ("quality", "up", [(key, row[0]) for key, row in _VERTICAL.items()]),
+        ("cost", "across", [(key, row[0]) for key, row in _HORIZONTAL.items()]),
+    ]
+    return {"data": data, "choices": choices}
 
 
 def _note(row: CostRow) -> str:
