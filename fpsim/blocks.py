@@ -132,5 +132,5 @@ def _to_blocks(x: Array, axis: int, block: int) -> tuple[Array, int]:
 
 
 def _from_blocks(blocked: Array, axis: int, length: int, shape: tuple[int, ...]) -> Array:
-    flat = blocked.reshape(*blocked.shape[:-2], -1)[..., :length]
+    flat = blocked.reshape(*blocked.shape[:-2], blocked.shape[-2] * blocked.shape[-1])[..., :length]
     return np.ascontiguousarray(np.moveaxis(flat, -1, axis)).reshape(shape)

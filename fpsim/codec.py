@@ -18,7 +18,6 @@ from fpsim.formats import format as find_format
 from fpsim.rounding import Conversion, Overflow, Rounding
 from fpsim.rounding import conversion as find_conversion
 from fpsim.rounding import overflow as find_overflow
-from fpsim.rounding import rounding as find_rounding
 
 Array = npt.NDArray[Any]
 
@@ -42,7 +41,8 @@ def encode(
 
     Raises ValueError for unknown names, a block format, a non-real `x` or an unsuitable `out`.
     """
-    row, how, named = scalar_format(fmt), find_rounding(rounding), find_conversion(conversion)
+    row, named = scalar_format(fmt), find_conversion(conversion)
+    how = named.rounding_for(row.name, rounding)
     policy = named.overflow_for(row.name) if overflow is None else find_overflow(overflow)
     values = real_array(x)
     codes = _output(out, values.shape, np.dtype(row.code_dtype))
@@ -52,7 +52,7 @@ def encode(
     elif row.kind == "codebook":
         raise ValueError(f"{row.name!r} is a codebook; encode it with fpsim.blocks, which also chooses its scale")
     elif row.bits == 64:
-        target[:] = flat.astype(np.float64, copy=False).view(np.uint64)  # every input is a float64 already
+        target[:] = _float64(flat).view(np.uint64)  # every input is a float64 already
         nan = np.isnan(flat)
         target[nan] = np.uint64(row.nan_code or 0) | target[nan] & np.uint64(row.sign_bit)
     else:
@@ -320,11 +320,16 @@ def _encode_floats(x: Array, target: FloatTarget, out: Array) -> None:
         bits = x.view(np.int32)
         _jit.parallel(lambda i, j: cpu.encode_nearest_even(x, bits, target, scale, out, i, j), x.size, _GRAIN)
         return
-    wide = x.astype(np.float64, copy=False).view(np.int64)
+    wide = _float64(x).view(np.int64)
     _jit.parallel(lambda i, j: cpu.encode_floats(wide, target, out, i, j), x.size, _GRAIN)
 
 
+def _float64(x: Array) -> Array:
+    with np.errstate(invalid="ignore"):  # a signalling NaN is as good as a quiet one here
+        return x.astype(np.float64, copy=False)
+
+
 def _encode_integers(x: Array, row: Format, how: Rounding, out: Array) -> None:
-    wide, scale = x.astype(np.float64, copy=False), 2.0**row.bias
+    wide, scale = _float64(x), 2.0**row.bias
     low, high = int(row.min * scale), row.max_code
     _jit.parallel(lambda i, j: cpu.encode_integers(wide, scale, low, high, how.code, out, i, j), x.size, _GRAIN)

@@ -5,6 +5,7 @@ Every backend computes the same bits: "cpu" with compiled kernels on all cores, 
 says otherwise.
 """
 
+import math
 from typing import Any
 
 import ml_dtypes
@@ -71,8 +72,9 @@ def matmul(
     held = container(spec.accumulator.output)
     start = _start(c, held, shape)
     if not batch or y.ndim == 2:  # one b for all: its batch of a is more rows
-        rows = start.reshape(-1, shape[-1])
-        _product(x.reshape(-1, x.shape[-1]), y.reshape(y.shape[-2:]), rows, spec, backend)
+        count = math.prod(shape[:-1])
+        rows = start.reshape(count, shape[-1])
+        _product(x.reshape(count, x.shape[-1]), y.reshape(y.shape[-2:]), rows, spec, backend)
     else:
         xs, ys = np.broadcast_to(x, (*batch, *x.shape[-2:])), np.broadcast_to(y, (*batch, *y.shape[-2:]))
         for index in np.ndindex(batch):

@@ -124,7 +124,8 @@ def encode(
     conversion: str | Conversion = "ocp-sat",
 ) -> int:
     """The code that `number` becomes in `fmt`; see `fpsim.rounding` for the names. Integers come out as themselves."""
-    row, how, named = scalar_format(fmt), find_rounding(rounding), find_conversion(conversion)
+    row, named = scalar_format(fmt), find_conversion(conversion)
+    how = named.rounding_for(row.name, rounding)
     policy = named.overflow_for(row.name) if overflow is None else find_overflow(overflow)
     if row.kind == "codebook":
         raise ValueError(f"the reference has no encoder for codebook {row.name!r}")

@@ -52,6 +52,7 @@ class Conversion:
     negative : what a value that rounds below zero becomes in an unsigned format: 0 (the smallest value where there is
         no zero), NaN, or its magnitude.
     no_zero : what a zero becomes in a format without zero (E8M0).
+    nearest_of : formats for which "rne" means another nearest rounding in that package.
     """
 
     name: str
@@ -61,10 +62,17 @@ class Conversion:
     no_nan: NoNanRule
     negative: Literal["smallest", "nan", "magnitude"] = "smallest"
     no_zero: Literal["smallest", "nan"] = "smallest"
+    nearest_of: tuple[tuple[str, str], ...] = ()
     summary: str
 
     def overflow_for(self, format_name: str) -> "Overflow":
+        """The overflow policy for a format."""
         return overflow(dict(self.overflow_of).get(format_name, self.overflow))
+
+    def rounding_for(self, format_name: str, wanted: "str | Rounding") -> "Rounding":
+        """The rounding for a format when `wanted` is asked for."""
+        row = rounding(wanted)
+        return rounding(dict(self.nearest_of).get(format_name, row)) if row.name == "rne" else row
 
 
 _ROUNDINGS = (
@@ -110,6 +118,7 @@ _CONVERSIONS = (
         no_nan="opposite-zero",
         negative="nan",
         no_zero="nan",
+        nearest_of=(("e8m0", "rna"),),
         summary="ml_dtypes 0.5 astype: E4M3 overflows to NaN, FP6 and FP4 saturate, E8M0 of zero is NaN",
     ),
     Conversion(
@@ -119,6 +128,7 @@ _CONVERSIONS = (
         nan="signed-ones",
         no_nan="max",
         negative="magnitude",
+        nearest_of=(("e8m0", "rna"),),
         summary="torch 2.13 CPU casts: E4M3 saturates (Inf too), E5M2 overflows to Inf, E8M0 drops the sign",
     ),
 )
