@@ -320,6 +320,13 @@ def _dynamic(rule: Rule) -> Rule:
     return replace(rule, activation=replace(activation, granularity="token", range="dynamic"))
 
 
+def _timesteps(rule: Rule) -> Rule:
+    activation = rule.activation
+    if activation is None or not activation.needs_calibration:
+        return rule
+    return replace(rule, activation=replace(activation, steps=10))
+
+
 def _per_tensor(rule: Rule) -> Rule:
     if rule.weight is None or rule.weight.granularity != "channel":
         return rule
@@ -341,12 +348,14 @@ def _keep_edges(made: Scheme) -> Scheme:
 
 #: name -> what it does to a scheme.
 #:   dynamic    : activations per token, scale taken at run time, instead of per tensor and calibrated
+#:   timesteps  : static activation ranges for each tenth of the denoising trajectory instead of one for all of it
 #:   per-tensor : one scale per weight tensor instead of one per output channel
 #:   g32, g64   : float32 weight scales per 32 or 64 input channels
 #:   keep-edges : first and last layers, time embedding and modulation stay in full precision (EDGES)
 VARIANTS: Mapping[str, Callable[[Scheme], Scheme]] = MappingProxyType(
     {
         "dynamic": _each_rule(_dynamic),
+        "timesteps": _each_rule(_timesteps),
         "per-tensor": _each_rule(_per_tensor),
         "g32": _each_rule(_grouped(32)),
         "g64": _each_rule(_grouped(64)),
@@ -361,7 +370,8 @@ def _describe(rule: Rule) -> str:
         return f"{where} in full precision"
     if rule.activation is None:
         return f"{where}: weights {rule.weight}, activations in full precision"
-    how = "" if rule.activation.is_cast else f", {rule.activation.range}"
+    parts = f" in {rule.activation.steps} parts of the trajectory" if rule.activation.steps > 1 else ""
+    how = "" if rule.activation.is_cast else f", {rule.activation.range}{parts}"
     return f"{where}: weights {rule.weight}; activations {rule.activation}{how}"
 
 

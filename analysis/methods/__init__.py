@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from analysis.runner.calibrate import Calibration
+    from fpsim.nn.clock import Clock
     from fpsim.nn.layer import QuantizedLayer
     from fpsim.nn.quantizer import Quantizer
     from fpsim.spec import MatmulSpec
@@ -48,12 +49,14 @@ class Request:
     layers      : what to quantize, in the order the denoiser defines it
     calibration : activation ranges, None if none was asked for
     options     : the method's own settings
+    clocks      : filled by `clock`; the runner attaches them to the quantized denoiser
     """
 
     pipe: "DiffusionPipeline"
     layers: tuple[Layer, ...]
     calibration: "Calibration | None" = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    clocks: "dict[int, Clock]" = field(default_factory=dict)
 
     def build(self, layer: Layer, **better: Any) -> "QuantizedLayer":
         """The quantized layer of `layer`: nearest rounding and max-abs scales, except for what `better` says.
@@ -68,19 +71,33 @@ class Request:
         classes: Mapping[str, type[QuantizedLayer]] = {"Linear": QuantizedLinear, "Conv2d": QuantizedConv2d}
         options: dict[str, Any] = {"weight": layer.weight, "activation": layer.activation, "spec": layer.spec}
         try:
-            if layer.activation is not None and layer.activation.needs_calibration and "input_max" not in better:
-                options["input_max"] = self.input_max(layer)
+            if layer.activation is not None and layer.activation.needs_calibration:
+                options["clock"] = self.clock(layer.activation.steps)
+                if "input_max" not in better:
+                    options["input_max"] = self.input_max(layer)
             return classes[layer.kind].from_float(layer.module, **options | better)
         except ValueError as error:
             raise ValueError(f"layer {layer.path}: {error}") from None
 
-    def input_max(self, layer: Layer) -> float:
-        """Largest calibrated input magnitude of a layer. ValueError if there is no calibration."""
-        if self.calibration is None:
+    def input_max(self, layer: Layer) -> float | tuple[float, ...]:
+        """Largest calibrated input magnitude of a layer, one per timestep group if it has several."""
+        if self.calibration is None or layer.activation is None:
             raise ValueError(
                 f"activations {layer.activation} are static: pass calibration= a list of captions or a Calibration"
             )
+        if layer.activation.steps > 1:
+            return self.calibration.max_abs_by_group(layer.path, layer.activation.steps)
         return self.calibration.max_abs(layer.path)
+
+    def clock(self, steps: int) -> "Clock | None":
+        """The clock that layers with `steps` timestep groups share; None for one group."""
+        from fpsim.nn.clock import Clock
+
+        if steps == 1 or self.calibration is None:
+            return None
+        if steps not in self.clocks:
+            self.clocks[steps] = Clock(self.calibration.bounds(steps))
+        return self.clocks[steps]
 
 
 class Method(Protocol):

@@ -6,9 +6,10 @@ batch or one after the other; both are seen. What is kept is the lowest and high
 two floats each: the memory does not grow with prompts or image size, and ranges for any grouping of timesteps follow.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from analysis.runner.load import denoiser_name
@@ -28,12 +29,14 @@ class Calibration:
 
     timesteps : the denoiser's timesteps, ascending
     ranges    : layer path -> (lowest, highest) input value at each of `timesteps`
-    prompts, guidance : how it was made
+    captions, seeds, steps, guidance : how it was made; methods that need more run the same trajectories again
     """
 
     timesteps: tuple[float, ...]
     ranges: Mapping[str, tuple[tuple[float, float], ...]]
-    prompts: int
+    captions: tuple[str, ...]
+    seeds: tuple[int, ...]
+    steps: int
     guidance: float
 
     def range(self, path: str) -> tuple[float, float]:
@@ -48,25 +51,41 @@ class Calibration:
         low, high = self.range(path)
         return max(-low, high)
 
+    def groups(self, count: int) -> tuple[tuple[int, ...], ...]:
+        """The indices of `timesteps`, cut into `count` runs of nearly equal length."""
+        total = len(self.timesteps)
+        if not 1 <= count <= total:
+            raise ValueError(f"{count} timestep groups, but calibration saw {total} timesteps: give 1 to {total}")
+        edges = [round(i * total / count) for i in range(count + 1)]
+        return tuple(tuple(range(low, high)) for low, high in itertools.pairwise(edges))
+
+    def bounds(self, count: int) -> tuple[float, ...]:
+        """The timesteps half way between neighbouring groups."""
+        return tuple(
+            (self.timesteps[left[-1]] + self.timesteps[right[0]]) / 2
+            for left, right in itertools.pairwise(self.groups(count))
+        )
+
+    def max_abs_by_group(self, path: str, count: int) -> tuple[float, ...]:
+        """Largest input magnitude of a layer in each of `count` timestep groups."""
+        self.range(path)
+        seen = self.ranges[path]
+        return tuple(max(max(-seen[i][0], seen[i][1]) for i in group if i < len(seen)) for group in self.groups(count))
+
     def to_json(self) -> str:
         """JSON text; `from_json` reads it back."""
-        return json.dumps(
-            {
-                "timesteps": self.timesteps,
-                "prompts": self.prompts,
-                "guidance": self.guidance,
-                "ranges": self.ranges,
-            }
-        )
+        return json.dumps({field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
     def from_json(cls, text: str) -> "Calibration":
         """Read `to_json`'s text. Raises ValueError for anything else."""
         data = json.loads(text)
-        if not isinstance(data, dict) or set(data) != {"timesteps", "prompts", "guidance", "ranges"}:
-            raise ValueError("not a calibration: expected the keys timesteps, prompts, guidance and ranges")
+        keys = [field.name for field in fields(cls)]
+        if not isinstance(data, dict) or sorted(data) != sorted(keys):
+            raise ValueError(f"not a calibration: expected the keys {', '.join(keys)}")
         ranges = {path: tuple((low, high) for low, high in seen) for path, seen in data["ranges"].items()}
-        return cls(**{**data, "timesteps": tuple(data["timesteps"]), "ranges": ranges})
+        lists = {key: tuple(data[key]) for key in ("timesteps", "captions", "seeds")}
+        return cls(**{**data, **lists, "ranges": ranges})
 
 
 def calibrate(
@@ -96,7 +115,15 @@ def calibrate(
                 progress(stop, len(captions))
     finally:
         watch.remove()
-    return watch.result(len(captions), guidance)
+    timesteps, ranges = watch.result()
+    return Calibration(
+        timesteps=timesteps,
+        ranges=ranges,
+        captions=tuple(captions),
+        seeds=tuple(seeds),
+        steps=steps,
+        guidance=guidance,
+    )
 
 
 class _Watch:
@@ -110,6 +137,8 @@ class _Watch:
             self.handles.append(layer.register_forward_pre_hook(self._hook(path)))
 
     def _timestep(self, _: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        from fpsim.nn.clock import timestep_of
+
         self.now = timestep_of(args, kwargs)
 
     def _hook(self, path: str) -> Any:
@@ -127,7 +156,7 @@ class _Watch:
         for handle in self.handles:
             handle.remove()
 
-    def result(self, prompts: int, guidance: float) -> Calibration:
+    def result(self) -> tuple[tuple[float, ...], dict[str, tuple[tuple[float, float], ...]]]:
         import torch
 
         times = sorted({time for seen in self.seen.values() for time in seen})
@@ -137,7 +166,7 @@ class _Watch:
             if not torch.isfinite(values).all():
                 raise ValueError(f"the input of layer {path} has NaN or Inf in full precision; nothing was calibrated")
             ranges[path] = tuple((-float(low), float(high)) for low, high in values)
-        return Calibration(timesteps=tuple(times), ranges=ranges, prompts=prompts, guidance=guidance)
+        return tuple(times), ranges
 
 
 def layers_of(denoiser: "torch.nn.Module") -> "dict[str, torch.nn.Module]":
@@ -147,9 +176,3 @@ def layers_of(denoiser: "torch.nn.Module") -> "dict[str, torch.nn.Module]":
     return {
         path: layer for path, layer in denoiser.named_modules() if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))
     }
-
-
-def timestep_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-    """The timestep a denoiser was called with: a keyword, or second in line (sample, timestep, ...)."""
-    value = kwargs.get("timestep", args[1] if len(args) > 1 else 0.0)
-    return float(value.flatten()[0]) if hasattr(value, "flatten") else float(value)

@@ -95,7 +95,10 @@ def quantize(
     made = copy.copy(pipe)
     if getattr(pipe, "scheduler", None) is not None:
         made.scheduler = copy.deepcopy(pipe.scheduler)
-    setattr(made, name, replaced(denoiser, replacements))
+    quantized = replaced(denoiser, replacements)
+    for clock in request.clocks.values():
+        clock.attach(quantized)
+    setattr(made, name, quantized)
     report = QuantizationReport(
         scheme=chosen,
         method=method,

@@ -5,12 +5,14 @@ they stand for (`weight`, not saved), which is what the "quantize" arithmetic mu
 precision and is shared with the layer it was made from.
 """
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from fpsim.nn import functional, scaling
+from fpsim.nn.clock import Clock
 from fpsim.nn.quantizer import Quantizer
 from fpsim.nn.scaling import Scales
 from fpsim.spec import MatmulSpec
@@ -43,10 +45,14 @@ class QuantizedLayer(nn.Module):
         *,
         weight: Quantizer,
         activation: Quantizer | None = None,
-        input_max: float | None = None,
+        input_max: float | Sequence[float] | None = None,
         spec: MatmulSpec | None = None,
+        values: Tensor | None = None,
         scales: Scales | None = None,
         rounded: Tensor | None = None,
+        transform: nn.Module | None = None,
+        branch: nn.Module | None = None,
+        clock: Clock | None = None,
     ) -> None:
         super().__init__()
         weight.check_weight()
@@ -57,8 +63,11 @@ class QuantizedLayer(nn.Module):
         self.weight_quantizer = weight
         self.activation_quantizer = activation
         self.spec = spec
+        self.transform = transform
+        self.branch = branch
+        self.clock = clock
         self.bias = source.bias
-        values = source.weight.detach().float()
+        values = source.weight.detach().float() if values is None else values
         if not torch.isfinite(values).all():
             raise ValueError("the weight has NaN or Inf")
         if scales is None:
@@ -69,17 +78,21 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("weight_scale_codes", None if scales is None else scales.codes)
         self.register_buffer("weight_tensor_scale", None if scales is None else scales.tensor)
         self.register_buffer("weight", weight_values(codes, weight, scales), persistent=False)
-        self.register_buffer("input_step", _input_step(activation, input_max, values.device))
+        self.register_buffer("input_step", _input_step(activation, input_max, clock, values.device))
 
     @classmethod
     def from_float(cls, source: Any, **options: Any) -> Self:
         """The quantized version of `source`, which is not changed; its bias is shared.
 
         weight, activation : Quantizer (activation None: weight-only)
-        input_max : largest input magnitude, for a static activation quantizer
+        input_max : largest input magnitude, for a static activation quantizer (one per timestep group if it has those)
         spec      : MatmulSpec for exact arithmetic, None for values in float32
+        values    : float32 weight to quantize in place of the source's own (a transformed one, a residual)
         scales    : the weight's scales, by default from its largest magnitudes
         rounded   : weight values already on the scaled grid, by default the nearest ones
+        transform : applied to the input before it is quantized (`fpsim.nn.transforms`)
+        branch    : full-precision side branch on the same input, its output is added
+        clock     : tells the timestep group, for activations with a range per group
 
         Raises ValueError for NaN or Inf in the weight and for options that do not fit together.
         """
@@ -97,19 +110,23 @@ class QuantizedLayer(nn.Module):
         if self.activation_quantizer is None or self.activation_quantizer.is_cast:
             return None
         if self.input_step is not None:
-            return Scales(step=self.input_step)
+            grouped = self.clock is not None and self.input_step.ndim
+            return Scales(step=self.input_step[self.clock.group] if grouped and self.clock else self.input_step)
         return scaling.find(x, self.activation_quantizer, self.CHANNEL_AXIS, sample_axis=0)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output, in the dtype of `x`; the work in between is float32."""
-        values = x.float()
+        values = x.float() if self.transform is None else self.transform(x.float())
         if self.spec is not None:
-            return self.exact(values, self.spec).to(x.dtype)
-        if self.activation_quantizer is not None:
-            values = scaling.fake_quantize(
-                values, self.activation_quantizer, self.input_scales(values), self.CHANNEL_AXIS
-            )
-        return self.multiply(values).to(x.dtype)
+            y = self.exact(values, self.spec)
+        elif self.activation_quantizer is None:
+            y = self.multiply(values)
+        else:
+            scales = self.input_scales(values)
+            y = self.multiply(scaling.fake_quantize(values, self.activation_quantizer, scales, self.CHANNEL_AXIS))
+        if self.branch is not None:
+            y = y + self.branch(values)
+        return y.to(x.dtype)
 
     def multiply(self, values: Tensor) -> Tensor:
         """float32 values times the weight's values, plus bias."""
@@ -156,11 +173,24 @@ def weight_values(codes: Tensor, quantizer: Quantizer, scales: Scales | None) ->
     return codes.float() if quantizer.is_cast else scaling.decode(codes, quantizer, scales, 1)
 
 
-def _input_step(activation: Quantizer | None, input_max: float | None, device: torch.device) -> Tensor | None:
+def _input_step(
+    activation: Quantizer | None,
+    input_max: float | Sequence[float] | None,
+    clock: Clock | None,
+    device: torch.device,
+) -> Tensor | None:
+    """Scale of static activations, one per timestep group if there are several."""
     if activation is None or not activation.needs_calibration:
         return None
-    if input_max is None or not 0 <= input_max < float("inf"):
+    largest = [input_max] if input_max is None or isinstance(input_max, (int, float)) else list(input_max)
+    if any(value is None or not 0 <= value < float("inf") for value in largest):
         raise ValueError(
             f"activations {activation} are static: their largest magnitude is needed, got {input_max}; calibrate first"
         )
-    return scaling.from_max_abs(torch.tensor(input_max, dtype=torch.float32, device=device), activation.row.max)
+    if len(largest) != activation.steps or (activation.steps > 1 and clock is None):
+        raise ValueError(
+            f"activations {activation} have {activation.steps} timestep groups: give as many magnitudes "
+            f"(got {len(largest)}) and a clock"
+        )
+    made = scaling.from_max_abs(torch.tensor(largest, dtype=torch.float32, device=device), activation.row.max)
+    return made if activation.steps > 1 else made[0]

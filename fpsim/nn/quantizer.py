@@ -16,10 +16,12 @@ plain casts and have no scale.
 This module imports no torch: schemes are read and priced without it.
 """
 
+import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, get_args
 
-from fpsim.formats import BlockFormat, Format
+from fpsim.formats import BlockFormat, Format, finite_float
 from fpsim.formats import format as format_row
 
 Granularity = Literal["tensor", "channel", "token", "block"]
@@ -37,6 +39,7 @@ class Quantizer:
     granularity : who shares a scale, see the table above; block formats accept only "block"
     range       : "static" or "dynamic"; weights are always static
     group       : elements per scale for granularity "block" with a scalar format (float32 scales); None otherwise
+    steps       : static activations: number of equal parts of the denoising trajectory with a range of their own
 
     Raises ValueError for an unknown name or a combination without a meaning.
     """
@@ -45,11 +48,16 @@ class Quantizer:
     granularity: Granularity = "tensor"
     range: Range = "static"
     group: int | None = None
+    steps: int = 1
 
     def __post_init__(self) -> None:
-        found = format_row(self.format)  # raises with the list of known names
+        found = resolve(self.format)  # raises with the list of known names
         _one_of("granularity", self.granularity, get_args(Granularity))
         _one_of("range", self.range, get_args(Range))
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"steps={self.steps!r} must be a whole number, at least 1")
+        if self.steps > 1 and self.range != "static":
+            raise ValueError(f"steps={self.steps} belongs to static ranges; dynamic ones follow every input anyway")
         if isinstance(found, BlockFormat):
             if self.granularity != "block":
                 raise ValueError(
@@ -71,8 +79,8 @@ class Quantizer:
 
     @property
     def row(self) -> Format | BlockFormat:
-        """The row of the format table."""
-        return format_row(self.format)
+        """The row of the format, see `resolve`."""
+        return resolve(self.format)
 
     @property
     def is_block(self) -> bool:
@@ -100,6 +108,8 @@ class Quantizer:
             raise ValueError("weights have no tokens: granularity must be 'tensor', 'channel' or 'block'")
         if self.range != "static":
             raise ValueError("weights are known beforehand: range must be 'static'")
+        if self.steps != 1:
+            raise ValueError(f"steps={self.steps} is for activations; a weight is the same at every timestep")
 
     def check_activation(self) -> None:
         """Raise ValueError unless an activation can be quantized this way."""
@@ -120,6 +130,23 @@ class Quantizer:
             self.granularity, f"per block of {self.block}"
         )
         return f"{self.format} {place}"
+
+
+_FINITE = re.compile(r"(u?)e([1-8])m([0-7])-finite")
+
+
+@cache
+def resolve(name: str) -> Format | BlockFormat:
+    """The row called `name`: one of `fpsim.formats.FORMATS`, or a split that searches choose from.
+
+    "e3m4-finite" is a float whose every code is a number, no Inf or NaN; "ue4m4-finite" has no sign. With a scale of
+    its own such a format covers any range, so its bias is immaterial. Raises ValueError for an unknown name.
+    """
+    found = _FINITE.fullmatch(name)
+    if found is None:
+        return format_row(name)
+    unsigned, exponent, mantissa = found.groups()
+    return finite_float(name, int(exponent), int(mantissa), signed=not unsigned, source="arXiv:2408.06995")
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -112,3 +112,12 @@ def decode(codes: Tensor, quantizer: Quantizer, scales: Scales | None, axis: int
     return functional.unblocked(
         functional.blocked(values, quantizer.block, axis).mul(scales.step), codes.shape[axis], axis
     )
+
+
+def spread(scales: Scales, quantizer: Quantizer, shape: torch.Size) -> Tensor:
+    """The step of every element of a weight of `shape` (input channels on axis 1)."""
+    if quantizer.block is None:
+        return scales.step.expand(shape)
+    whole = list(shape)
+    whole[1:2] = [-(-shape[1] // quantizer.block), quantizer.block]
+    return functional.unblocked(scales.step.expand(whole), shape[1], 1)

@@ -14,6 +14,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TOKENS = 24
+torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 
 
 def tokenizer() -> CLIPTokenizer:

@@ -1,0 +1,273 @@
+"""The axes that methods combine: transform, scales, rounding, activation ranges, side branch.
+
+A method is a named point on these axes; every axis works for float, integer and block formats unless it says otherwise,
+and every one can be set from outside: `quantize(pipe, scheme, method="gptq", transform="hadamard")`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from analysis.methods import Layer, Request
+from fpsim._names import unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from analysis.runner.statistics import Statistics
+    from fpsim.nn.quantizer import Quantizer
+    from fpsim.nn.scaling import Scales
+    from fpsim.nn.transforms import Chain
+
+Transform = Literal["none", "smooth", "hadamard", "smooth-hadamard"]
+Ranges = Literal["max-abs", "search"]
+Rounding = Literal["nearest", "gptq"]
+
+_ALPHAS = tuple(i / 10 for i in range(11))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """One point of the space.
+
+    transform   : of the input channels, before quantizing (`fpsim.nn.transforms`)
+    weights     : weight scales from the largest magnitude, or searched for the least output error (scalar formats)
+    activations : static activation ranges from the largest magnitude, or searched for the least squared error
+    split       : whether the searches also choose between exponent and mantissa bits, per tensor (float formats)
+    rounding    : nearest, or gptq
+    rank        : of a full-precision side branch that takes the largest singular directions of the weight; 0: none
+    block       : channels per Hadamard rotation at most
+    gram_rows, kept_rows : calibration rows per layer (`analysis.runner.statistics`)
+    """
+
+    transform: Transform = "none"
+    weights: Ranges = "max-abs"
+    activations: Ranges = "max-abs"
+    split: bool = False
+    rounding: Rounding = "nearest"
+    rank: int = 0
+    block: int = 64
+    gram_rows: int = 16384
+    kept_rows: int = 1024
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("transform", Transform),
+            ("weights", Ranges),
+            ("activations", Ranges),
+            ("rounding", Rounding),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                raise unknown(name, getattr(self, name), get_args(kind))
+        if self.rank < 0 or self.block < 1 or self.gram_rows < 1 or self.kept_rows < 1:
+            raise ValueError("rank must be at least 0; block, gram_rows and kept_rows at least 1")
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether calibration inputs have to be looked at."""
+        return self != replace(Axes(), rank=self.rank, block=self.block, split=self.split)
+
+    def over(self, options: Mapping[str, Any]) -> "Axes":
+        """These axes with some set from outside. ValueError for a name that is no axis."""
+        known = [field.name for field in fields(self)]
+        for name in options:
+            if name not in known:
+                raise unknown("option", name, known)
+        return replace(self, **options)
+
+
+def quantize(request: Request, axes: Axes) -> "Mapping[str, Module]":
+    """Replacements for `request.layers` at one point of the axes.
+
+    Raises ValueError without calibration where statistics are needed.
+    """
+    from analysis.runner.statistics import statistics
+
+    if not axes.needs_statistics:
+        return {layer.path: _one(request, layer, axes, None) for layer in request.layers}
+    if request.calibration is None:
+        raise ValueError(
+            f"this method looks at calibration inputs ({axes}): pass calibration= captions or a Calibration"
+        )
+    found = statistics(request.pipe, request.layers, request.calibration, axes.gram_rows, axes.kept_rows)
+    return {layer.path: _one(request, layer, axes, seen) for layer, seen in found}
+
+
+def _one(request: Request, layer: Layer, axes: Axes, seen: "Statistics | None") -> "Module":
+    from analysis.runner.statistics import as_matrix, as_weight
+    from fpsim.nn import rounding, scaling
+    from fpsim.nn.exact import element_format
+
+    weight = layer.module.get_parameter("weight").detach().float()
+    better: dict[str, Any] = {}
+    turned = _transform(layer, weight, axes, seen)
+    if turned is not None:
+        weight = turned.weight(weight)
+        better |= {"values": weight, "transform": turned}
+    if axes.rank:
+        branch, weight = _low_rank(layer, weight, axes.rank)
+        better |= {"values": weight, "branch": branch}
+    gram = None if seen is None else _turn(turned, _turn(turned, seen.gram, weight).T, weight).T
+    quantizer, scales = _weight_scales(layer.weight, weight, axes, gram)
+    better |= {"scales": scales, "weight": quantizer}
+    if axes.rounding == "gptq" and gram is not None and scales is not None and not _grouped(layer):
+        matrix = as_matrix(weight)
+        step = as_matrix(scaling.spread(scales, quantizer, weight.shape))
+        rounded = rounding.gptq(matrix, step, element_format(quantizer), gram)
+        better["rounded"] = as_weight(rounded, weight.shape)
+    activation = layer.activation
+    if activation is not None and activation.needs_calibration and seen is not None:
+        rows = _turn(turned, seen.rows, weight)
+        better |= _activation_range(request, layer, axes, rows, turned is not None)
+    return request.build(layer, **better)
+
+
+def _transform(layer: Layer, weight: "Tensor", axes: Axes, seen: "Statistics | None") -> "Chain | None":
+    """The input transform of one layer; None if there is none or the layer does not allow it."""
+    from fpsim.nn.transforms import Chain, Hadamard, Smooth, largest_block
+
+    if axes.transform == "none" or seen is None or _grouped(layer):
+        return None
+    axis = -1 if layer.kind == "Linear" else 1
+    parts: list[Smooth | Hadamard] = []
+    if axes.transform.startswith("smooth"):
+        parts.append(Smooth(_smooth_factor(layer, weight, seen), axis))
+    if axes.transform.endswith("hadamard"):
+        block = largest_block(weight.shape[1], axes.block)
+        if block > 1:
+            parts.append(Hadamard(weight.shape[1], block, axis).to(weight.device))
+    return Chain(*parts) if parts else None
+
+
+def _smooth_factor(layer: Layer, weight: "Tensor", seen: "Statistics") -> "Tensor":
+    """s_j = max|x_j|^alpha / max|w_j|^(1 - alpha), alpha from a grid by the error of the quantized product on a sample.
+
+    alpha 0 with the weights already even, or 1, are on the grid; so is no smoothing at all (s = 1).
+    """
+    import torch
+
+    from analysis.runner.statistics import as_matrix
+    from fpsim.nn import scaling
+
+    x_max = seen.channel_max.clamp(min=1e-5)
+    w_max = weight.abs().amax([dim for dim in range(weight.ndim) if dim != 1]).clamp(min=1e-5)
+    taps = weight.numel() // (weight.shape[0] * weight.shape[1])
+    rows = seen.rows[:256]
+    wanted = rows @ as_matrix(weight).T
+    best, chosen = float("inf"), torch.ones_like(x_max)
+    for factor in [torch.ones_like(x_max), *(x_max**a / w_max ** (1 - a) for a in _ALPHAS)]:
+        factor = factor / (factor.max() * factor.min()).sqrt()
+        w = weight * factor.view(1, -1, *(1,) * (weight.ndim - 2))
+        w = scaling.fake_quantize(w, layer.weight, scaling.find(w, layer.weight, 1), 1)
+        x = rows / factor.repeat(taps)
+        if layer.activation is not None:
+            shaped = x.view(len(x), taps, -1)
+            x = scaling.fake_quantize(shaped, layer.activation, scaling.find(shaped, layer.activation, -1), -1).flatten(
+                1
+            )
+        error = float((x @ as_matrix(w).T - wanted).square().mean())
+        if error < best:
+            best, chosen = error, factor
+    return chosen
+
+
+def _turn(transform: "Chain | None", rows: "Tensor", weight: "Tensor") -> "Tensor":
+    """`rows` (n, taps * channels) as the transformed layer sees them."""
+    if transform is None:
+        return rows
+    from fpsim.nn.transforms import Chain, Hadamard, Smooth
+
+    last: list[Any] = []
+    for part in transform.parts:
+        if isinstance(part, Smooth):
+            last.append(Smooth(part.factor, -1))
+        elif isinstance(part, Hadamard):
+            last.append(Hadamard(weight.shape[1], part.block, -1).to(rows.device))
+    shaped = rows.reshape(len(rows), -1, weight.shape[1])
+    return Chain(*last)(shaped).flatten(1)
+
+
+def _low_rank(layer: Layer, weight: "Tensor", rank: int) -> "tuple[Module, Tensor]":
+    """(side branch with the `rank` largest singular directions, what is left of the weight).
+
+    SVDQuant, Li et al., arXiv:2411.05007: the residual has a smaller range, so it loses less on a coarse grid.
+    """
+    import torch
+
+    from analysis.runner.statistics import as_matrix, as_weight
+
+    matrix = as_matrix(weight)
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    rank = min(rank, len(s))
+    up, down = u[:, :rank] * s[:rank].sqrt(), v[:rank] * s[:rank].sqrt()[:, None]
+    first: Any
+    second: Any
+    if layer.kind == "Linear":
+        first, second = (
+            torch.nn.Linear(weight.shape[1], rank, bias=False),
+            torch.nn.Linear(rank, len(matrix), bias=False),
+        )
+        shapes = (down, up)
+    else:
+        conv: Any = layer.module
+        first = torch.nn.Conv2d(
+            weight.shape[1], rank, conv.kernel_size, conv.stride, conv.padding, conv.dilation, bias=False
+        )
+        second = torch.nn.Conv2d(rank, len(matrix), 1, bias=False)
+        shapes = (as_weight(down, (rank, *weight.shape[1:])), up[:, :, None, None])
+    for module, value in zip((first, second), shapes, strict=True):
+        module.weight = torch.nn.Parameter(value.clone(), requires_grad=False)
+    return torch.nn.Sequential(first, second), as_weight(matrix - up @ down, weight.shape)
+
+
+def _weight_scales(
+    quantizer: "Quantizer", weight: "Tensor", axes: Axes, gram: "Tensor | None"
+) -> "tuple[Quantizer, Scales | None]":
+    """Scales for a weight, and the quantizer with the split that was chosen."""
+    from analysis.runner.statistics import as_matrix
+    from fpsim.formats import BlockFormat
+    from fpsim.nn import functional, scaling, search
+
+    row = quantizer.row
+    if axes.weights == "max-abs" or quantizer.is_cast or isinstance(row, BlockFormat):
+        return quantizer, scaling.find(weight, quantizer, 1)
+    rows = search.splits(row.bits) if axes.split and row.kind == "float" else (row,)
+    if quantizer.block is None:
+        shared = quantizer.granularity == "tensor"
+        found = search.best_split(as_matrix(weight), rows, gram=gram, shared=shared, quick=True)
+        shape: tuple[int, ...] = (-1, *(1,) * (weight.ndim - 1)) if quantizer.granularity == "channel" else ()
+        clip = found.clip.reshape(shape)
+    else:
+        parts = functional.blocked(weight, quantizer.block, 1).movedim(2, -1)
+        found = search.best_split(parts.reshape(-1, quantizer.block), rows, quick=True)
+        clip = found.clip.reshape(parts.shape[:-1]).unsqueeze(2)
+    return replace(quantizer, format=found.format.name), scaling.Scales(
+        step=scaling.from_max_abs(clip, found.format.max)
+    )
+
+
+def _activation_range(request: Request, layer: Layer, axes: Axes, rows: "Tensor", transformed: bool) -> dict[str, Any]:
+    """What `build` is told about static activations: a searched clip value and split, or the sample's maximum."""
+    from fpsim.formats import BlockFormat
+    from fpsim.nn import search
+
+    quantizer = layer.activation
+    if quantizer is None or isinstance(quantizer.row, BlockFormat):
+        return {}
+    if quantizer.steps > 1:
+        if transformed or axes.activations == "search":
+            raise ValueError(f"layer {layer.path}: timestep groups go with max-abs ranges and no transform")
+        return {}
+    if axes.activations == "max-abs":
+        return {"input_max": float(rows.abs().max())} if transformed else {}
+    centres, counts = search.histogram(rows)
+    row = quantizer.row
+    candidates = search.splits(row.bits) if axes.split and row.kind == "float" else (row,)
+    found = search.best_split(centres[None], candidates, counts=counts)
+    return {"input_max": float(found.clip), "activation": replace(quantizer, format=found.format.name)}
+
+
+def _grouped(layer: Layer) -> bool:
+    """Whether the layer is a grouped convolution, whose weight is no single matrix."""
+    return getattr(layer.module, "groups", 1) != 1

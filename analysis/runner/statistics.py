@@ -1,0 +1,171 @@
+"""What rounding methods need to know of a layer's inputs, sampled along the calibration trajectories.
+
+A layer is a matrix product y = X W^T; for a convolution a row of X is the window of one output pixel, K = taps x
+channels (tap-major, as in `fpsim.nn.exact`). Two things are kept per layer: the mean outer product X^T X / n (K x K),
+from which the output error of any rounded weight follows, tr(D H D^T) with D the weight's change; and a small sample of
+rows. Rows are drawn uniformly from every denoiser call, so all timesteps and both halves of guidance weigh the same.
+
+Memory is bounded: layers are taken in passes whose K x K matrices fit a budget, and each pass runs the trajectories
+again. The draws depend on nothing but the seed and the layer's place, so a run can be repeated.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from analysis.methods import Layer
+from analysis.runner.calibrate import Calibration
+from analysis.runner.sample import call
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from torch import Tensor
+
+BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """The inputs of one layer.
+
+    gram : (K, K) float32, mean of x^T x over the rows drawn
+    rows : (R, K) float32, some of them
+    channel_max : (channels,) largest magnitude of each input channel over everything that passed
+    """
+
+    gram: "Tensor"
+    rows: "Tensor"
+    channel_max: "Tensor"
+
+
+def statistics(
+    pipe: "DiffusionPipeline",
+    layers: Sequence[Layer],
+    calibration: Calibration,
+    gram_rows: int = 16384,
+    kept_rows: int = 1024,
+    budget: int = 2 << 30,
+    seed: int = 0,
+) -> Iterator[tuple[Layer, Statistics]]:
+    """Statistics of each layer, in passes of at most `budget` bytes of Gram matrices and rows.
+
+    gram_rows, kept_rows : rows per layer in all; a layer that sees fewer has fewer
+    Raises ValueError, naming the layer, for inputs with NaN or Inf.
+    """
+    for group in _passes(layers, kept_rows, budget):
+        yield from _one_pass(pipe, group, calibration, gram_rows, kept_rows, seed)
+
+
+def as_matrix(weight: "Tensor") -> "Tensor":
+    """A Linear's (out, in) or a convolution's (out, in, h, w) weight as (out, K), K tap-major."""
+    return weight if weight.ndim == 2 else weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def as_weight(matrix: "Tensor", shape: "Sequence[int]") -> "Tensor":
+    """Undo `as_matrix` for a weight of `shape`."""
+    if len(shape) == 2:
+        return matrix
+    out, channels, height, width = shape
+    return matrix.reshape(out, height, width, channels).permute(0, 3, 1, 2).contiguous()
+
+
+def _passes(layers: Sequence[Layer], kept_rows: int, budget: int) -> Iterator[list[Layer]]:
+    group: list[Layer] = []
+    used = 0
+    for layer in layers:
+        weight = layer.module.get_parameter("weight")
+        width = weight.numel() // weight.shape[0]
+        need = 4 * width * (width + kept_rows)
+        if group and used + need > budget:
+            yield group
+            group, used = [], 0
+        group.append(layer)
+        used += need
+    if group:
+        yield group
+
+
+def _one_pass(
+    pipe: "DiffusionPipeline", layers: list[Layer], calibration: Calibration, gram_rows: int, kept_rows: int, seed: int
+) -> Iterator[tuple[Layer, Statistics]]:
+    count = len(calibration.captions)
+    calls = -(-count // BATCH) * calibration.steps
+    taps = {
+        layer.path: _Tap(layer, -(-gram_rows // calls), -(-kept_rows // calls), seed + i)
+        for i, layer in enumerate(layers)
+    }
+    handles = [layer.module.register_forward_pre_hook(taps[layer.path]) for layer in layers]
+    try:
+        for start in range(0, count, BATCH):
+            part = slice(start, start + BATCH)
+            call(
+                pipe,
+                calibration.captions[part],
+                calibration.seeds[part],
+                calibration.steps,
+                calibration.guidance,
+                output="latent",
+            )
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer in layers:
+        yield layer, taps[layer.path].result()
+
+
+class _Tap:
+    """A forward-pre-hook that draws rows of a layer's input."""
+
+    def __init__(self, layer: Layer, gram_rows: int, kept_rows: int, seed: int) -> None:
+        import torch
+
+        self.layer = layer
+        self.gram_rows, self.kept_rows = gram_rows, kept_rows
+        self.generator = torch.Generator().manual_seed(seed)
+        self.gram: Any = 0.0
+        self.count = 0
+        self.rows: list[Tensor] = []
+        self.channel_max: Any = 0.0
+
+    def __call__(self, _: Any, args: tuple[Any, ...]) -> None:
+        import torch
+
+        x = args[0].detach().float()
+        channels = x.flatten(0, -2) if self.layer.kind == "Linear" else x.movedim(1, -1).flatten(0, -2)
+        self.channel_max = torch.maximum(channels.abs().amax(0), torch.as_tensor(self.channel_max, device=x.device))
+        rows = draw(self.layer.module, x, self.gram_rows, self.generator)
+        self.gram = self.gram + rows.T @ rows
+        self.count += len(rows)
+        self.rows.append(rows[: self.kept_rows])
+
+    def result(self) -> Statistics:
+        import torch
+
+        if not self.count:
+            raise ValueError(f"layer {self.layer.path} was not called during calibration")
+        gram = self.gram / self.count
+        if not torch.isfinite(gram).all():
+            raise ValueError(f"the input of layer {self.layer.path} has NaN or Inf in full precision")
+        return Statistics(gram=gram, rows=torch.cat(self.rows), channel_max=self.channel_max)
+
+
+def draw(module: Any, x: "Tensor", count: int, generator: Any) -> "Tensor":
+    """At most `count` random rows of a layer's input as a matrix, (rows, K): tokens, or windows of a convolution."""
+    import torch
+
+    if x.ndim != 4 or not isinstance(module, torch.nn.Conv2d):
+        flat = x.reshape(-1, x.shape[-1])
+        chosen = torch.randperm(len(flat), generator=generator)[:count].to(x.device)
+        return flat[chosen]
+    geometry: Any = module
+    (kernel_h, kernel_w), (stride_h, stride_w) = geometry.kernel_size, geometry.stride
+    (pad_h, pad_w), (dilation_h, dilation_w) = geometry.padding, geometry.dilation
+    padded = torch.nn.functional.pad(x, (pad_w, pad_w, pad_h, pad_h))
+    height = (padded.shape[2] - dilation_h * (kernel_h - 1) - 1) // stride_h + 1
+    width = (padded.shape[3] - dilation_w * (kernel_w - 1) - 1) // stride_w + 1
+    chosen = torch.randperm(len(x) * height * width, generator=generator)[:count].to(x.device)
+    image, row, column = chosen // (height * width), chosen // width % height, chosen % width
+    taps = torch.arange(kernel_h * kernel_w, device=x.device)
+    rows = row[:, None] * stride_h + taps // kernel_w * dilation_h
+    columns = column[:, None] * stride_w + taps % kernel_w * dilation_w
+    return padded[image[:, None], :, rows, columns].flatten(1)  # (count, taps, channels)

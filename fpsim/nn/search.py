@@ -1,0 +1,129 @@
+"""Which clip value, and which split into exponent and mantissa bits, loses least of a tensor.
+
+A scale maps a format's largest value to a clip value c; making c smaller than the largest magnitude clips a few values
+and refines the grid for all others. Candidates are geometric, c = 1.2 * amax * 2^(-i/16) down to 2^-6 of the largest
+magnitude: heavy tails want far less than the 0.1 * amax at which a linear grid ends. The objective is the squared error
+of the tensor, or of the layer's output when the Gram matrix of the inputs is given.
+
+Real-valued bias and scale are the same thing: 2^-bias is the scale (Kuzmin et al., arXiv:2208.09225; used per tensor
+for diffusion models by Chen et al., arXiv:2408.06995).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fpsim.formats import Format
+from fpsim.nn import functional
+from fpsim.nn.quantizer import resolve
+from fpsim.nn.rounding import output_error
+
+LARGEST = 1.2
+OCTAVES = 6
+POINTS = 16  # candidates per octave
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """format : the row that won; clip : (groups,) the clip values; error : (groups,) squared errors at them."""
+
+    format: Format
+    clip: Tensor
+    error: Tensor
+
+
+def clip_ratios(points_per_octave: int = POINTS) -> Tensor:
+    """Candidate clip values relative to the largest magnitude, descending."""
+    return LARGEST * 2.0 ** (-torch.arange(OCTAVES * points_per_octave + 1) / points_per_octave)
+
+
+def best_clip(
+    groups: Tensor,
+    row: Format,
+    *,
+    gram: Tensor | None = None,
+    counts: Tensor | None = None,
+    shared: bool = False,
+    quick: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The clip value of each group (row) of `groups` with the least squared error, and that error.
+
+    groups : (groups, n) float32
+    gram   : (n, n); with it the error is that of the outputs, (Q - W) H (Q - W)^T, for rows that are output channels
+    counts : (n,) how often each value occurs, for groups that are histograms (`histogram`)
+    shared : one clip value for all rows
+    quick  : 13 points, two per octave, then 14 around each group's best, instead of 97
+    Returns two tensors (groups,), or (1,) if shared. A group of zeros gets the clip value 0.
+    """
+    amax = groups.abs().amax(1, keepdim=True)
+    if shared:
+        amax = amax.amax(0, keepdim=True)
+
+    def error_at(clip: Tensor) -> Tensor:
+        step = (clip / row.max).clamp_(min=2.0**-126)
+        change = functional.round_(groups / step, row).mul_(step).sub_(groups)
+        if gram is not None:
+            error = output_error(change, gram)
+        else:
+            error = change.square_().sum(1) if counts is None else change.square_() @ counts
+        return error.sum(0, keepdim=True)[:, None] if shared else error[:, None]
+
+    best, clip = torch.full_like(amax, torch.inf), amax
+    for ratio in clip_ratios(2 if quick else POINTS).tolist():
+        best, clip = _better(best, clip, error_at(amax * ratio), amax * ratio)
+    if quick:
+        centre = clip
+        for sixteenths in (*range(-7, 0), *range(1, 8)):
+            near = centre * 2.0 ** (sixteenths / POINTS)
+            best, clip = _better(best, clip, error_at(near), near)
+    return clip.squeeze(1), best.squeeze(1)
+
+
+def _better(best: Tensor, clip: Tensor, error: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
+    won = error < best
+    return torch.where(won, error, best), torch.where(won, candidate, clip)
+
+
+def histogram(values: Tensor, bins: int = 2048) -> tuple[Tensor, Tensor]:
+    """(centres, counts) of equal bins from the lowest to the highest value, empty ones left out.
+
+    Each centre is the mean of its bin. A clip value searched on 2,048 bins is within 0.01 dB of the one searched on all
+    values, for Gaussian, Laplace and heavy-tailed samples in formats of 4 to 8 bits.
+    """
+    flat = values.flatten()
+    low, high = torch.aminmax(flat)
+    index = ((flat - low) * (bins / (high - low).clamp(min=2.0**-126))).long().clamp_(0, bins - 1)
+    counts = torch.bincount(index, minlength=bins).float()
+    sums = torch.zeros(bins, dtype=flat.dtype, device=flat.device).index_add_(0, index, flat)
+    used = counts > 0
+    return sums[used] / counts[used], counts[used]
+
+
+def splits(bits: int, signed: bool = True) -> tuple[Format, ...]:
+    """Every split of `bits` into exponent and mantissa bits, all codes finite: E1M2, E2M1, E3M0 for 4 signed bits.
+
+    More than 5 exponent bits are left out: a scale per tensor makes 2^32 of range more than enough.
+    """
+    payload = bits - int(signed)
+    names = [f"{'' if signed else 'u'}e{e}m{payload - e}-finite" for e in range(1, min(payload, 5) + 1)]
+    rows = [resolve(name) for name in names]
+    return tuple(row for row in rows if isinstance(row, Format))
+
+
+def best_split(
+    groups: Tensor,
+    rows: Sequence[Format],
+    *,
+    gram: Tensor | None = None,
+    counts: Tensor | None = None,
+    shared: bool = False,
+    quick: bool = False,
+) -> Found:
+    """The one format for all groups with the least total error, each group at its own best clip value."""
+    found = []
+    for row in rows:
+        clip, error = best_clip(groups, row, gram=gram, counts=counts, shared=shared, quick=quick)
+        found.append(Found(format=row, clip=clip, error=error))
+    return min(found, key=lambda one: float(one.error.sum()))
