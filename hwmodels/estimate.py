@@ -1,34 +1,39 @@
 """What an operation or a model costs on a device: one call, one result with named fields.
 
 `estimate(op, "fp8", "h200-sxm")` prices one kernel; `estimate(workload, scheme, device)` every kernel of a pass, the
-quantize work of the scheme included.  `model="roofline"` is a lower bound.  `mode` and `cache` mean:
+quantize work of the scheme included.  `model="roofline"` is a lower bound, "gpu" the calibrated model of `gpu.py`, and
+"auto" takes the best there is for the device.  `mode` and `cache` mean:
 
 graph     kernels replayed without host time, weights from main memory, activations as `cache` says ("warm", "cold")
-eager     one isolated call from the host: launch included, everything outside the caches
+eager     one isolated call from the host, everything outside the caches; host time is not in the model yet
 compiled  as graph, pointwise and quantize work merged (see `lower.py`)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from . import gpu
 from ._names import choose
 from .device import Device
 from .device import device as find_device
 from .fallback import Execution, execution, vector_rate
+from .gpu import load
 from .lower import MODES, Kernel, Mode, kernels
-from .ops import Op
+from .ops import Attention, Conv, Gemm, Op, Reduction
 from .precision import Precision, PrecisionLike, PrecisionMap, Shorthand, kernel_precision, precision_map
-from .roofline import NOTE, Times, roofline
+from .roofline import BOUNDS, NOTE, Floats, Times, roofline
 from .workload import Workload
 
 Cache: TypeAlias = Literal["warm", "cold"]
 CACHES = ("warm", "cold")
+MODELS = ("auto", "gpu", "roofline")
+GPU_NOTE = "gpu: tiles, waves, caches and clocks, fitted to measured kernels (errors: hwmodels.calibrate.errors())"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,7 @@ class KernelCost:
     compute_s: float
     memory_s: float
     launch_s: float
+    l2_s: float
     bound: str
     bytes: float
     macs: int
@@ -92,6 +98,7 @@ class Breakdown:
                 compute_s=float(self.times.compute[i]) * k.count,
                 memory_s=float(self.times.memory[i]) * k.count,
                 launch_s=float(self.times.launch[i]) * k.count,
+                l2_s=float(self.times.l2[i]) * k.count,
                 bound=str(bound[i]),
                 bytes=k.bytes * k.count,
                 macs=k.macs * k.count,
@@ -113,7 +120,7 @@ class Breakdown:
 class Estimate:
     """The cost of one operation, or of one pass over a workload.
 
-    time_s: seconds; compute_s, memory_s, launch_s: its terms, which overlap, so they need not add up.
+    time_s: seconds; compute_s, memory_s, launch_s, l2_s: its terms, which overlap, so they need not add up.
     bound: the term that takes most of the time.  achieved: matrix operations per second over the peak rates used.
     bytes, macs, operations: moved and done, quantize work included.  energy_j: None, as no sourced figure is wired in.
     exact: False if a fallback changes values (see notes).
@@ -129,6 +136,7 @@ class Estimate:
     compute_s: float
     memory_s: float
     launch_s: float
+    l2_s: float
     bound: str
     achieved: float
     bytes: float
@@ -191,38 +199,142 @@ class _Alone:
         return self.precision
 
 
-def _columns(launches: Sequence[Kernel], dev: Device) -> tuple[tuple[Execution | None, ...], Times]:
+def _machine(dev: Device, model: str) -> tuple[gpu.Machine | None, str]:
+    """The machine of the GPU model (None: roofline), and why not if that was not asked for."""
+    if model == "roofline":
+        return None, ""
+    try:
+        return gpu.machine(dev, load()), ""
+    except gpu.NotModelled as error:
+        if model == "gpu":
+            raise
+        return None, str(error)
+
+
+def _executions(launches: Sequence[Kernel], dev: Device) -> tuple[Execution | None, ...]:
+    """How the device runs each product; None for what is no product."""
     known: dict[Precision, Execution] = {}
-    executions: list[Execution | None] = []
-    rates = np.ones(len(launches))
-    for i, kernel in enumerate(launches):
+    out: list[Execution | None] = []
+    for kernel in launches:
         if not kernel.op.MATMUL:
-            executions.append(None)
+            out.append(None)
             continue
-        precision = kernel.precision
-        if kernel.op.dtype:
-            precision = _own(kernel.op.dtype)
+        precision = _own(kernel.op.dtype) if kernel.op.dtype else kernel.precision
         if precision not in known:
             known[precision] = execution(precision, dev)
-        executions.append(known[precision])
-        rates[i] = known[precision].rate.peak.value
-    times = roofline(
-        macs=np.array([k.macs for k in launches], dtype=np.float64),
-        flops=np.array([k.flops for k in launches], dtype=np.float64),
-        size=np.array([k.bytes for k in launches], dtype=np.float64),
-        rate=rates,
+        out.append(known[precision])
+    return tuple(out)
+
+
+def _array(values: Iterable[float]) -> Floats:
+    return np.fromiter(values, dtype=np.float64)
+
+
+def _roofline(launches: Sequence[Kernel], executions: Sequence[Execution | None], dev: Device) -> Times:
+    return roofline(
+        macs=_array(k.macs for k in launches),
+        flops=_array(k.flops for k in launches),
+        size=_array(k.bytes for k in launches),
+        rate=_array(e.rate.peak.value if e else 1.0 for e in executions),
         vector=vector_rate(dev),
         bandwidth=dev.bandwidth,
     )
-    return tuple(executions), times
+
+
+def _gpu(launches: Sequence[Kernel], executions: Sequence[Execution | None], mach: gpu.Machine, warm: bool) -> Times:
+    """Times of the GPU model: each distinct kernel once, products, attention and the rest in one call each."""
+    distinct: dict[tuple[object, ...], int] = {}
+    where = np.empty(len(launches), dtype=np.int64)
+    first: list[int] = []
+    for i, k in enumerate(launches):
+        key = (k.op.shape_key, k.precision, k.bytes, k.members)
+        where[i] = distinct.setdefault(key, len(distinct))
+        if len(first) < len(distinct):
+            first.append(i)
+    kinds: dict[str, list[int]] = {"product": [], "attention": [], "pointwise": []}
+    for position, i in enumerate(first):
+        op = launches[i].op
+        kind = "product" if isinstance(op, Gemm | Conv) else "attention" if isinstance(op, Attention) else "pointwise"
+        kinds[kind].append(position)
+    parts = []
+    for kind, positions in kinds.items():
+        if positions:
+            chosen = [(launches[first[p]], executions[first[p]]) for p in positions]
+            parts.append((positions, _PRICERS[kind](chosen, mach, warm)))
+    unique = gpu.join(parts, len(first))
+    return Times(**{item.name: getattr(unique, item.name)[where] for item in fields(Times)})
+
+
+Chosen: TypeAlias = Sequence[tuple[Kernel, Execution | None]]
+
+
+def _per_clock(chosen: Chosen, mach: gpu.Machine) -> Floats:
+    return _array(gpu.per_clock(e.rate, mach) if e else 1.0 for _, e in chosen)
+
+
+def _products(chosen: Chosen, mach: gpu.Machine, warm: bool) -> Times:
+    ops = [k.op for k, _ in chosen]
+    gemms = [op.gemm() if isinstance(op, Conv) else op for op in ops]
+    widths = np.array([k.precision.widths(k.op) for k, _ in chosen]) / 8
+    products = [g for g in gemms if isinstance(g, Gemm)]
+    return gpu.gemm(
+        m=_array(g.m for g in products),
+        n=_array(g.n for g in products),
+        k=_array(g.k for g in products),
+        rate=_per_clock(chosen, mach),
+        mach=mach,
+        parameters=load(),
+        batch=_array(g.batch for g in products),
+        read=widths[:, 1],
+        weight=np.where([g.parameter for g in products], widths[:, 0], widths[:, 1]),
+        write=widths[:, 2],
+        source=_array(
+            min(op.traffic.reads, g.batch * g.m * g.k) if isinstance(op, Conv) else g.batch * g.m * g.k
+            for op, g in zip(ops, products, strict=True)
+        ),
+        shared=_array(float(g.parameter) for g in products),
+        warm=warm,
+    )
+
+
+def _attentions(chosen: Chosen, mach: gpu.Machine, warm: bool) -> Times:
+    ops = [k.op for k, _ in chosen if isinstance(k.op, Attention)]
+    return gpu.attention(
+        batch=_array(op.batch for op in ops),
+        heads=_array(op.heads for op in ops),
+        queries=_array(op.queries for op in ops),
+        keys=_array(op.pairs / op.queries for op in ops),
+        head_dim=_array(max(op.head_dim, op.value_dim or 0) for op in ops),
+        rate=_per_clock(chosen, mach),
+        size=_array(k.bytes for k, _ in chosen),
+        mach=mach,
+        p=load(),
+    )
+
+
+def _pointwise(chosen: Chosen, mach: gpu.Machine, warm: bool) -> Times:
+    return gpu.pointwise(
+        read=_array(k.bytes for k, _ in chosen),
+        written=0.0,
+        flops=_array(k.flops for k, _ in chosen),
+        maximum=_array(
+            float(isinstance(k.op, Reduction) and k.op.function == "amax" and k.members == 1) for k, _ in chosen
+        ),
+        mach=mach,
+        p=load(),
+        warm=warm,
+    )
+
+
+_PRICERS = {"product": _products, "attention": _attentions, "pointwise": _pointwise}
 
 
 def _own(dtype: str) -> Precision:
     return Precision(weight=dtype, activation=dtype, output=dtype)
 
 
-def _notes(executions: Sequence[Execution | None], dev: Device) -> list[str]:
-    notes = [NOTE]
+def _notes(executions: Sequence[Execution | None], dev: Device, mach: gpu.Machine | None) -> list[str]:
+    notes = [NOTE if mach is None else GPU_NOTE]
     for item in executions:
         if item is not None and item.note and item.note not in notes:
             notes.append(item.note)
@@ -237,7 +349,7 @@ def estimate(
     device: str | Device | Path = "h200-sxm",
     mode: Mode = "graph",
     cache: Cache = "warm",
-    model: str = "roofline",
+    model: str = "auto",
 ) -> Estimate:
     """Price `work` in `precision` on `device`.
 
@@ -246,8 +358,9 @@ def estimate(
     """
     choose("mode", mode, MODES)
     choose("cache", cache, CACHES)
-    choose("model", model, ("roofline",))
+    choose("model", model, MODELS)
     dev = find_device(device)
+    mach, why = _machine(dev, model)
     scheme: PrecisionMap
     if isinstance(work, Workload):
         scheme = precision_map(precision)
@@ -263,24 +376,27 @@ def estimate(
         raise ValueError(f"nothing to estimate: {work!r}; allowed: an operation of hwmodels.ops or a Workload")
     if not launches:
         raise ValueError(f"workload {name!r} has no operations")
-    executions, times = _columns(launches, dev)
+    executions = _executions(launches, dev)
+    warm = cache == "warm" and mode != "eager"
+    times = _roofline(launches, executions, dev) if mach is None else _gpu(launches, executions, mach, warm)
     count = np.array([k.count for k in launches], dtype=np.float64)
     total = times.total * count
     bound = times.bound
-    share = {term: float(total[bound == term].sum()) for term in ("compute", "memory", "launch")}
+    share = {term: float(total[bound == term].sum()) for term in BOUNDS}
     ideal = sum(2.0 * k.macs * k.count / e.rate.peak.value for k, e in zip(launches, executions, strict=True) if e)
     extra = list(work.notes) if isinstance(work, Workload) else []
     return Estimate(
         name=name,
         device=dev.name,
         precision=precision if isinstance(precision, str) else str(getattr(scheme, "name", type(scheme).__name__)),
-        model=model,
+        model="roofline" if mach is None else "gpu",
         mode=mode,
         cache=cache,
         time_s=float(total.sum()),
         compute_s=float((times.compute * count).sum()),
         memory_s=float((times.memory * count).sum()),
         launch_s=float((times.launch * count).sum()),
+        l2_s=float((times.l2 * count).sum()),
         bound=max(share, key=lambda term: share[term]),
         achieved=ideal / float(total.sum()),
         bytes=float(sum(k.bytes * k.count for k in launches)),
@@ -289,7 +405,7 @@ def estimate(
         kernels=sum(k.count for k in launches),
         footprint=_footprint(work, ops, scheme, dev),
         exact=all(e is None or e.exact for e in executions),
-        notes=tuple(_notes(executions, dev) + extra),
+        notes=(*((why,) if why else ()), *_notes(executions, dev, mach), *extra),
         breakdown=Breakdown(kernels=launches, executions=executions, times=times),
     )
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
+BOUNDS = ("compute", "memory", "launch", "l2")
 NOTE = "roofline: a lower bound (every operand moved once at full bandwidth, peak rate, no launches, no tile losses)"
 
 
@@ -26,12 +27,13 @@ class Times:
     compute: Floats
     memory: Floats
     launch: Floats
+    l2: Floats
 
     @property
     def bound(self) -> npt.NDArray[np.str_]:
-        """ "compute", "memory" or "launch", whichever term is largest."""
-        terms = np.stack([self.compute, self.memory, self.launch])
-        names: npt.NDArray[np.str_] = np.array(["compute", "memory", "launch"])
+        """ "compute", "memory", "launch" or "l2", whichever term is largest."""
+        terms = np.stack([self.compute, self.memory, self.launch, self.l2])
+        names: npt.NDArray[np.str_] = np.array(BOUNDS)
         return names[np.argmax(terms, axis=0)]
 
 
@@ -45,4 +47,5 @@ def roofline(macs: Floats, flops: Floats, size: Floats, rate: Floats, vector: fl
     if vector is not None:
         compute = np.maximum(compute, flops / vector)
     memory = size / bandwidth
-    return Times(total=np.maximum(compute, memory), compute=compute, memory=memory, launch=np.zeros_like(memory))
+    zero = np.zeros_like(memory)
+    return Times(total=np.maximum(compute, memory), compute=compute, memory=memory, launch=zero, l2=zero)
