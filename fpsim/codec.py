@@ -4,6 +4,7 @@
 What happens to NaN, Inf, -0 and values out of range is said by a named conversion, see `fpsim.rounding`.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,7 @@ from fpsim.formats import format as find_format
 from fpsim.rounding import Conversion, Overflow, Rounding
 from fpsim.rounding import conversion as find_conversion
 from fpsim.rounding import overflow as find_overflow
+from fpsim.rounding import rounding as find_rounding
 
 Array = npt.NDArray[Any]
 
@@ -32,31 +34,37 @@ def encode(
     rounding: str | Rounding = "rne",
     overflow: str | Overflow | None = None,
     conversion: str | Conversion = "ocp-sat",
+    random: npt.ArrayLike | int | None = None,
+    random_bits: int = 32,
 ) -> Array:
     """Codes of `x` in `fmt`, same shape, in the format's `code_dtype` (the integers themselves for integer formats).
 
     x : real array (float16/32/64, ml_dtypes, integers); read only, any layout.
     out : optional contiguous array of the right shape and dtype to write into.
     rounding, overflow, conversion : names from `fpsim.rounding`; `overflow` overrides the conversion's policy.
+    random, random_bits : stochastic roundings only: an array like x of integers below 2**random_bits, or a seed from
+        which value i takes the high bits of word i of a Philox4x32-10 stream (the same on every machine).
 
-    Raises ValueError for unknown names, a block format, a non-real `x` or an unsuitable `out`.
+    Raises ValueError for unknown names, a block format, a non-real `x`, an unsuitable `out`, or random bits that are
+    missing, too large, or not wanted.
     """
     row, named = scalar_format(fmt), find_conversion(conversion)
     how = named.rounding_for(row.name, rounding)
     policy = named.overflow_for(row.name) if overflow is None else find_overflow(overflow)
     values = real_array(x)
     codes = _output(out, values.shape, np.dtype(row.code_dtype))
+    words = _random_words(how, random, random_bits, values.shape)
     flat, target = values.reshape(-1), codes.reshape(-1)
     if row.kind == "int":
-        _encode_integers(flat, row, how, target)
+        _encode_integers(flat, row, how, words, random_bits, target)
     elif row.kind == "codebook":
-        raise ValueError(f"{row.name!r} is a codebook; encode it with fpsim.blocks, which also chooses its scale")
+        _encode_codebook(flat, row, target)
     elif row.bits == 64:
         target[:] = _float64(flat).view(np.uint64)  # every input is a float64 already
         nan = np.isnan(flat)
         target[nan] = np.uint64(row.nan_code or 0) | target[nan] & np.uint64(row.sign_bit)
     else:
-        _encode_floats(flat, float_target(row, how, policy, named), target)
+        _encode_floats(flat, float_target(row, how, policy, named), words, random_bits, target)
     return codes
 
 
@@ -90,19 +98,28 @@ def quantize(
     rounding: str | Rounding = "rne",
     overflow: str | Overflow | None = None,
     conversion: str | Conversion = "ocp-sat",
+    scale: npt.ArrayLike | None = None,
 ) -> Array:
     """`x` on the grid of `fmt`: encode, then decode. Same shape; float32 (float64 for float64 input).
 
     axis : for block formats, the axis along which consecutive values share a scale.
+    scale : for scalar formats, the size of one: quantize(x / scale) * scale, two roundings in the type of the result.
+        A real-valued exponent bias B is the scale 2**(format.bias - B).
     """
     row = find_format(fmt)
     values = real_array(x)
     if isinstance(row, BlockFormat):
+        if scale is not None:
+            raise ValueError(f"{row.name!r} chooses its own scales; scale= is for scalar formats")
         from fpsim.blocks import quantize_blocks  # blocks builds on this module
 
         result = quantize_blocks(values, row, axis, rounding=rounding)
     else:
-        result = decode(encode(values, row, rounding=rounding, overflow=overflow, conversion=conversion), row)
+        unit = None if scale is None else np.asarray(scale, values.dtype)
+        with np.errstate(all="ignore"):
+            scaled = values if unit is None else values / unit
+        result = decode(encode(scaled, row, rounding=rounding, overflow=overflow, conversion=conversion), row)
+        result = result if unit is None else (result * unit).astype(values.dtype)
     return result.astype(values.dtype, copy=False) if values.dtype == np.float64 else result
 
 
@@ -314,14 +331,14 @@ def _fast(row: FloatTarget) -> bool:
     )
 
 
-def _encode_floats(x: Array, target: FloatTarget, out: Array) -> None:
+def _encode_floats(x: Array, target: FloatTarget, random: Array, count: int, out: Array) -> None:
     if x.dtype == np.float32 and _fast(target):
         scale = np.float32(2.0 ** (target.mantissa_bits - max(target.minimum_exponent, -100)))
         bits = x.view(np.int32)
         _jit.parallel(lambda i, j: cpu.encode_nearest_even(x, bits, target, scale, out, i, j), x.size, _GRAIN)
         return
     wide = _float64(x).view(np.int64)
-    _jit.parallel(lambda i, j: cpu.encode_floats(wide, target, out, i, j), x.size, _GRAIN)
+    _jit.parallel(lambda i, j: cpu.encode_floats(wide, target, random, count, out, i, j), x.size, _GRAIN)
 
 
 def _float64(x: Array) -> Array:
@@ -329,7 +346,88 @@ def _float64(x: Array) -> Array:
         return x.astype(np.float64, copy=False)
 
 
-def _encode_integers(x: Array, row: Format, how: Rounding, out: Array) -> None:
+def _encode_integers(x: Array, row: Format, how: Rounding, random: Array, count: int, out: Array) -> None:
     wide, scale = _float64(x), 2.0**row.bias
     low, high = int(row.min * scale), row.max_code
-    _jit.parallel(lambda i, j: cpu.encode_integers(wide, scale, low, high, how.code, out, i, j), x.size, _GRAIN)
+    _jit.parallel(
+        lambda i, j: cpu.encode_integers(wide, scale, low, high, how.code, random, count, out, i, j), x.size, _GRAIN
+    )
+
+
+def _encode_codebook(x: Array, row: Format, out: Array) -> None:
+    """The nearest value, ties to the even index; NaN counts as zero."""
+    values = np.array(row.values, np.float64)
+    wide = np.nan_to_num(_float64(x), nan=0.0, posinf=np.inf, neginf=-np.inf)
+    upper = np.clip(np.searchsorted(values, wide), 1, len(values) - 1)
+    to_upper, to_lower = values[upper] - wide, wide - values[upper - 1]
+    up = (to_upper < to_lower) | ((to_upper == to_lower) & (upper % 2 == 0))
+    out[:] = np.where(up, upper, upper - 1)
+
+
+# -- random bits and flags ----------------------------------------------------------------------------------------
+
+
+def random_words(seed: int, count: int, bits: int = 32) -> Array:
+    """The first `count` words of the Philox4x32-10 stream of `seed`, `bits` high bits of each, as uint32."""
+    if not 1 <= bits <= 32:
+        raise ValueError(f"random_bits is {bits}; allowed: 1 to 32")
+    out = np.empty(count, np.uint32)
+    key = int(np.uint64(seed).astype(np.int64))
+    _jit.parallel(lambda i, j: cpu.random_words(key, 32 - bits, out, i, j), count, _GRAIN)
+    return out
+
+
+def _random_words(how: Rounding, random: npt.ArrayLike | int | None, bits: int, shape: tuple[int, ...]) -> Array:
+    if not how.stochastic:
+        if random is not None:
+            raise ValueError(f"rounding {how.name!r} takes no random bits; stochastic ones are sra, srb, src")
+        return np.zeros(1, np.uint32)
+    if random is None:
+        raise ValueError(f"rounding {how.name!r} needs random=: a seed, or an array of integers below 2**{bits}")
+    if isinstance(random, int):
+        return random_words(random, int(np.prod(shape)), bits)
+    words = np.asarray(random)
+    if words.shape != shape or words.dtype.kind not in "iu" or not 1 <= bits <= 32:
+        raise ValueError(f"random must be integers of shape {shape} with 1 to 32 bits, got {words.dtype}{words.shape}")
+    if words.size and (int(words.min()) < 0 or int(words.max()) >= 1 << bits):
+        raise ValueError(f"random holds values outside 0 .. 2**{bits} - 1; say random_bits=")
+    return np.ascontiguousarray(words, np.uint32).reshape(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """How many values of an array a conversion changed, and how."""
+
+    values: int
+    inexact: int  #: finite, and not representable
+    underflow: int  #: inexact and below the smallest normal value (IEEE 754, 7.5: tininess before rounding)
+    overflow: int  #: finite, and rounded beyond the largest finite value
+    nan: int  #: NaN in the input
+
+
+def flags(x: npt.ArrayLike, fmt: str | Format, *, rounding: str | Rounding = "rne") -> Flags:
+    """Count what encoding `x` in `fmt` would do. Overflows count as inexact too, whatever the policy.
+
+    Raises ValueError for a codebook (everything in it is nearest) or a stochastic rounding.
+    """
+    row, how = scalar_format(fmt), find_rounding(rounding)
+    if row.kind == "codebook" or how.stochastic:
+        raise ValueError(
+            f"flags are for float and integer formats and deterministic roundings, got {row.name}, {how.name}"
+        )
+    values = _float64(real_array(x)).reshape(-1)
+    finite = np.isfinite(values)
+    kept = decode(encode(values, row, rounding=how, overflow="saturate"), row).astype(np.float64)
+    inexact = finite & (kept != values)
+    if row.kind == "int":
+        with np.errstate(invalid="ignore"):
+            beyond = finite & ((values > row.max) | (values < row.min)) & (np.abs(kept - values) >= 2.0**-row.bias / 2)
+    else:
+        target = float_target(row, how, find_overflow("saturate"), find_conversion("ocp-sat"))
+        marked = np.empty(values.size, np.int64)
+        mark = target._replace(overflow=-1, negative_overflow=-1, shift=0, infinity=0, negative_infinity=0)
+        _encode_floats(values, mark, np.zeros(1, np.uint32), 32, marked)
+        beyond = marked == -1
+    tiny = inexact & (np.abs(values) < row.smallest_normal)
+    counts = [int(np.count_nonzero(m)) for m in (inexact, tiny, beyond, np.isnan(values))]
+    return Flags(values=values.size, inexact=counts[0], underflow=counts[1], overflow=counts[2], nan=counts[3])

@@ -20,7 +20,8 @@ arXiv:2206.02915; IEEE SA P3109 interim report (2025).
 """
 
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -254,6 +255,8 @@ def fnuz_float(name: str, exponent_bits: int, mantissa_bits: int, bias: int, sou
 
 def integer(bits: int, *, signed: bool = True, narrow: bool = False, fraction_bits: int = 0) -> Format:
     """int8, uint4, int8-narrow (symmetric: -127..127), int8.4 (fixed point: 4 of the 8 bits are fraction)."""
+    if not 1 + int(signed) <= bits <= 32:
+        raise ValueError(f"integers have {1 + int(signed)} to 32 bits, got {bits}")
     name = f"{'int' if signed else 'uint'}{bits}{f'.{fraction_bits}' if fraction_bits else ''}"
     return Format(
         name=f"{name}-narrow" if narrow else name,
@@ -263,6 +266,26 @@ def integer(bits: int, *, signed: bool = True, narrow: bool = False, fraction_bi
         signed=signed,
         narrow=narrow,
         source="two's complement" if signed else "binary",
+    )
+
+
+def p3109(width: int, precision: int, *, signed: bool = True, extended: bool = True) -> Format:
+    """binary{K}p{P}{s|u}{e|f} of IEEE P3109: one NaN, no -0, bias in the middle of the exponent range.
+
+    width K >= 3; 1 <= precision P < K if signed, <= K if unsigned. Extended formats have Inf next to the top.
+    """
+    if width < 3 or not 1 <= precision <= width - int(signed):
+        raise ValueError(f"P3109 has no format with K={width}, P={precision}, signed={signed}: K >= 3 and 1 <= P < K")
+    exponent_bits = width - precision + int(not signed)
+    return Format(
+        name=f"binary{width}p{precision}{'s' if signed else 'u'}{'e' if extended else 'f'}",
+        exponent_bits=exponent_bits,
+        mantissa_bits=precision - 1,
+        bias=1 << (exponent_bits - 1),
+        signed=signed,
+        nan="negative-zero" if signed else "top",
+        infinities=extended,
+        source="IEEE SA P3109 interim report (2025)",
     )
 
 
@@ -296,6 +319,21 @@ _SCALARS = (
         nan="all-ones",
         pad_bits=1,
         source="PTX ISA 8.7: E4M3 whose sign bit is ignored; the NVFP4 block scale",
+    ),
+    *(
+        finite_float(f"ue{e}m{m}", e, m, signed=False, source="one-sided activations: the sign bit goes to the value")
+        for e, m in ((5, 3), (4, 4), (3, 5), (2, 6), (3, 3), (2, 4), (3, 1), (2, 2))
+    ),
+    Format(
+        name="nf4",
+        kind="codebook",
+        values=(
+            *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+            *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
+            *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941),
+            *(0.7229568362236023, 1.0),
+        ),
+        source="QLoRA, arXiv:2305.14314, appendix E",
     ),
     *(integer(bits) for bits in (*range(2, 17), 24, 32)),
     *(integer(bits, signed=False) for bits in (*range(1, 17), 32)),
@@ -351,15 +389,38 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 )
 
 
+#: Parametric names: pattern -> the row it stands for. Rows of FORMATS come first.
+FAMILIES: tuple[tuple[str, Callable[..., Format]], ...] = (
+    (
+        r"binary(\d+)p(\d+)([su])([ef])",
+        lambda k, p, sign, domain: p3109(int(k), int(p), signed=sign == "s", extended=domain == "e"),
+    ),
+    (
+        r"(u?)int(\d+)(?:\.(\d+))?(-narrow)?",
+        lambda u, n, f, narrow: integer(int(n), signed=not u, narrow=bool(narrow), fraction_bits=int(f or 0)),
+    ),
+)
+
+
+def _of_family(key: str) -> Format | None:
+    for pattern, build in FAMILIES:
+        match = re.fullmatch(pattern, key)
+        if match:
+            return build(*match.groups())
+    return None
+
+
 def format(name: str | Format | BlockFormat) -> Format | BlockFormat:  # noqa: A001 - the field's word, used as fpsim.format
     """The row called `name` (case and the fp16/fp32/fp64 aliases are forgiven; a row passes through).
+
+    Parametric names need no row: binary8p4se (any P3109 format), int8.4 (fixed point), int8-narrow (symmetric).
 
     Raises ValueError, naming the nearest row, for an unknown name.
     """
     if isinstance(name, Format | BlockFormat):
         return name
     key = str(name).lower()
-    row = FORMATS.get(ALIASES.get(key, key))
+    row = FORMATS.get(ALIASES.get(key, key)) or _of_family(key)
     if row is None:
         raise unknown("format", name, FORMATS)
     return row

@@ -85,7 +85,9 @@ def floor_log2(x: Fraction) -> int:
     return e if x >= Fraction(2) ** e else e - 1
 
 
-def round_magnitude(x: Fraction, negative: bool, row: Format, rounding: Rounding) -> int:
+def round_magnitude(
+    x: Fraction, negative: bool, row: Format, rounding: Rounding, random: tuple[int, int] = (0, 0)
+) -> int:
     """Code of |value| x >= 0 rounded as if the exponent range had no upper end (it may exceed `row.max_code`)."""
     if x == 0:
         return 0
@@ -95,8 +97,23 @@ def round_magnitude(x: Fraction, negative: bool, row: Format, rounding: Rounding
     if not row.zero:
         base -= 1 << row.mantissa_bits
     lower = steps.numerator // steps.denominator
-    code = base + lower + int(_rounds_up(steps - lower, base + lower, negative, rounding.name))
-    return max(code, 0)
+    if rounding.stochastic:
+        up = _goes_away(steps - lower, rounding.name, *random)
+    else:
+        up = _rounds_up(steps - lower, base + lower, negative, rounding.name)
+    return max(base + lower + int(up), 0)
+
+
+def _goes_away(rest: Fraction, rounding: str, random: int, count: int) -> bool:
+    """P3109 stochastic rounding of a fraction 0 <= rest < 1 with the integer `random` of `count` bits."""
+    scaled, full = rest * 2**count, 2**count
+    down = scaled.numerator // scaled.denominator
+    if rounding == "sra":
+        return down + random >= full
+    if rounding == "srb":
+        return scaled + random + Fraction(1, 2) >= full and rest != 0
+    nearest = down + int(_rounds_up(scaled - down, down, False, "rne"))
+    return nearest + random >= full
 
 
 def _rounds_up(rest: Fraction, lower: int, negative: bool, rounding: str) -> bool:
@@ -122,19 +139,31 @@ def encode(
     rounding: str | Rounding = "rne",
     overflow: str | Overflow | None = None,
     conversion: str | Conversion = "ocp-sat",
+    random: tuple[int, int] = (0, 0),
 ) -> int:
-    """The code that `number` becomes in `fmt`; see `fpsim.rounding` for the names. Integers come out as themselves."""
+    """The code that `number` becomes in `fmt`; see `fpsim.rounding` for the names. Integers come out as themselves.
+
+    random : for stochastic roundings, a random integer and how many bits it has.
+    """
     row, named = scalar_format(fmt), find_conversion(conversion)
     how = named.rounding_for(row.name, rounding)
     policy = named.overflow_for(row.name) if overflow is None else find_overflow(overflow)
     if row.kind == "codebook":
-        raise ValueError(f"the reference has no encoder for codebook {row.name!r}")
+        return _encode_codebook(number, row)
     if row.kind == "int":
-        return _encode_integer(number, row, how)
-    return _encode_float(number, row, how, policy, named) << row.shift
+        return _encode_integer(number, row, how, random)
+    return _encode_float(number, row, how, policy, named, random) << row.shift
 
 
-def _encode_integer(number: Number, row: Format, rounding: Rounding) -> int:
+def _encode_codebook(number: Number, row: Format) -> int:
+    """The nearest value, ties to the even index; NaN takes the index of the value nearest zero."""
+    if number.kind == "infinite":
+        return 0 if number.negative else len(row.values) - 1
+    x = number.value if number.kind == "finite" else Fraction(0)
+    return min(range(len(row.values)), key=lambda i: (abs(Fraction(row.values[i]) - x), i % 2))
+
+
+def _encode_integer(number: Number, row: Format, rounding: Rounding, random: tuple[int, int]) -> int:
     low, high = int(Fraction(row.min) * 2**row.bias), row.max_code
     if number.kind == "nan":
         return 0
@@ -142,23 +171,32 @@ def _encode_integer(number: Number, row: Format, rounding: Rounding) -> int:
         return low if number.negative else high
     steps = abs(number.value) * 2**row.bias
     lower = steps.numerator // steps.denominator
-    magnitude = lower + int(_rounds_up(steps - lower, lower, number.negative, rounding.name))
+    if rounding.stochastic:
+        magnitude = lower + int(_goes_away(steps - lower, rounding.name, *random))
+    else:
+        magnitude = lower + int(_rounds_up(steps - lower, lower, number.negative, rounding.name))
     return min(max(-magnitude if number.negative else magnitude, low), high)
 
 
-def _encode_float(number: Number, row: Format, rounding: Rounding, policy: Overflow, named: Conversion) -> int:
+def _encode_float(
+    number: Number, row: Format, rounding: Rounding, policy: Overflow, named: Conversion, random: tuple[int, int]
+) -> int:
     sign = row.sign_bit if number.negative else 0
     if number.kind == "nan":
         return _nan(number, row, named)
     if number.kind == "finite" and number.significand == 0 and not row.zero:
         return _nan(number, row, named) if named.no_zero == "nan" else 0
     if number.negative and not row.signed and named.negative != "magnitude":
-        if number.kind == "finite" and row.zero and round_magnitude(abs(number.value), True, row, rounding) == 0:
+        if (
+            number.kind == "finite"
+            and row.zero
+            and round_magnitude(abs(number.value), True, row, rounding, random) == 0
+        ):
             return 0
         return _nan(number, row, named) if named.negative == "nan" else 0
     if number.kind == "infinite":
         return _too_large(number, row, named, {"saturate": "max", "nan": "nan"}.get(policy.name, "inf"))
-    code = round_magnitude(abs(number.value), number.negative, row, rounding)
+    code = round_magnitude(abs(number.value), number.negative, row, rounding, random)
     if code > row.max_code:
         inward = rounding.name in ("rz", "rodd") or rounding.name == ("ru" if number.negative else "rd")
         finite = policy.name in ("saturate", "propagate") or (policy.name == "infinity" and inward)

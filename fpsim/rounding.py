@@ -22,7 +22,7 @@ NoNanRule = Literal["max", "zero", "opposite-zero"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rounding:
-    """`code` is what kernels see. `stochastic` ones take explicit random bits."""
+    """`code` is what kernels see. `stochastic` ones take explicit random bits (A, B, C of IEEE P3109)."""
 
     name: str
     code: int
@@ -83,6 +83,24 @@ _ROUNDINGS = (
     Rounding(name="rna", code=4, summary="to nearest, ties away from zero (IEEE roundTiesToAway)"),
     Rounding(name="rnz", code=5, summary="to nearest, ties toward zero"),
     Rounding(name="rodd", code=6, summary="to odd: exact values stay, others take the neighbour with an odd code"),
+    Rounding(
+        name="sra",
+        code=7,
+        stochastic=True,
+        summary="stochastic A: away if floor(d * 2**N) + R >= 2**N; d is the fraction of a step, R has N random bits",
+    ),
+    Rounding(
+        name="srb",
+        code=8,
+        stochastic=True,
+        summary="stochastic B: away if d * 2**N + R + 1/2 >= 2**N (half a random step up: less bias than A)",
+    ),
+    Rounding(
+        name="src",
+        code=9,
+        stochastic=True,
+        summary="stochastic C: as A with d * 2**N rounded to nearest even instead of down",
+    ),
 )
 
 _OVERFLOWS = (
@@ -120,6 +138,14 @@ _CONVERSIONS = (
         no_zero="nan",
         nearest_of=(("e8m0", "rna"),),
         summary="ml_dtypes 0.5 astype: E4M3 overflows to NaN, FP6 and FP4 saturate, E8M0 of zero is NaN",
+    ),
+    Conversion(
+        name="p3109",
+        overflow="infinity",
+        nan="canonical",
+        no_nan="max",
+        negative="nan",
+        summary="IEEE P3109 projection with OvfInf; overflow='saturate' is its SatFinite, 'propagate' its SatPropagate",
     ),
     Conversion(
         name="torch",

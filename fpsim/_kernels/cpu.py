@@ -3,18 +3,19 @@
 import numpy as np
 
 from fpsim._jit import kernel
-from fpsim._kernels.scalar import encode_float, round_integer
+from fpsim._kernels.intrinsics import shift_right
+from fpsim._kernels.scalar import encode_float, philox, round_integer
 
 
 @kernel
-def encode_floats(bits, target, out, start, stop):  # type: ignore[no-untyped-def]
-    """Any rounding, any float target: int64 view of float64 -> codes."""
+def encode_floats(bits, target, random, count, out, start, stop):  # type: ignore[no-untyped-def]
+    """Any rounding, any float target: int64 view of float64 -> codes. `random` has one word, or one per value."""
     for i in range(start, stop):
-        out[i] = encode_float(bits[i], target)
+        out[i] = encode_float(bits[i], target, np.int64(random[i if random.size > 1 else 0]), count)
 
 
 @kernel
-def encode_integers(x, scale, low, high, rounding, out, start, stop):  # type: ignore[no-untyped-def]
+def encode_integers(x, scale, low, high, rounding, random, count, out, start, stop):  # type: ignore[no-untyped-def]
     """float64 -> integer code of value * scale (scale a power of two), clamped to low .. high; NaN is 0."""
     for i in range(start, stop):
         value = x[i] * scale
@@ -25,11 +26,19 @@ def encode_integers(x, scale, low, high, rounding, out, start, stop):  # type: i
         elif magnitude >= 4294967296.0:
             code = low if negative else high
         else:
-            code = int(round_integer(magnitude, np.floor(magnitude), negative, rounding))
+            word = np.int64(random[i if random.size > 1 else 0])
+            code = round_integer(magnitude, np.floor(magnitude), negative, rounding, word, count)
             if negative:
                 code = -code
             code = min(max(code, low), high)
         out[i] = code
+
+
+@kernel
+def random_words(key, shift, out, start, stop):  # type: ignore[no-untyped-def]
+    """The high bits of words start .. stop of a Philox stream."""
+    for i in range(start, stop):
+        out[i] = philox(i, key) >> shift
 
 
 @kernel
@@ -51,32 +60,28 @@ def encode_nearest_even(x, bits, target, scale, out, start, stop):  # type: igno
         np.int32(target.infinity),
         np.int32(target.nan),
     )
-    sign_shift = np.int32(0)
-    sign_mask = np.int32(0)
-    if target.sign_bit != 0:
-        sign_mask = np.int32(1)
-        while (1 << sign_shift) < target.sign_bit:
-            sign_shift += np.int32(1)
+    sign_bit = np.int32(target.sign_bit)
     zero_sign = np.int32(0) if target.negative_zero != 0 else np.int32(1)
     one = np.int32(1)
-    for i in range(start, stop):
+    x, bits, out = x[start:stop], bits[start:stop], out[start:stop]
+    for i in range(out.size):
         word = bits[i]
         magnitude = np.int32(word & np.int32(0x7FFFFFFF))
-        normal = np.int32(
-            np.int32(np.int32(magnitude + half + np.int32(np.int32(magnitude >> drop) & one)) >> drop) - rebias
-        )
+        odd = np.int32(shift_right(magnitude, drop) & one)
+        normal = np.int32(shift_right(np.int32(magnitude + half + odd), drop) - rebias)
         small = np.int32(np.rint(abs(x[i]) * scale))
         code = small if magnitude < smallest else normal
         code = overflow if code > max_code else code
         code = infinity if magnitude == np.int32(0x7F800000) else code
         code = nan if magnitude > np.int32(0x7F800000) else code
-        sign = np.int32(np.int32(word >> np.int32(31)) & sign_mask)
-        sign = np.int32(0) if (code < zero_sign) else sign
-        out[i] = code | np.int32(sign << sign_shift)
+        sign = np.int32(np.int32(word >> np.int32(31)) & sign_bit)
+        sign = np.int32(0) if code < zero_sign else sign
+        out[i] = code | sign
 
 
 @kernel
 def look_up(codes, table, mask, out, start, stop):  # type: ignore[no-untyped-def]
     """codes -> table[code & mask]."""
-    for i in range(start, stop):
+    codes, out = codes[start:stop], out[start:stop]
+    for i in range(out.size):
         out[i] = table[np.int64(codes[i]) & mask]

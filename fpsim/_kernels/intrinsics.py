@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numba
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -18,3 +19,24 @@ def fma(typingctx: Any, x: Any, y: Any, z: Any) -> Any:
         return builder.fma(*arguments)
 
     return x(x, y, z), generate
+
+
+@intrinsic
+def _shift_right(typingctx: Any, x: Any, count: Any) -> Any:
+    """Arithmetic shift of an int32 that stays an int32: numba's own widens to int64 and halves the vector width."""
+    del typingctx
+    if x != types.int32 or count != types.int32:
+        return None
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del context, signature
+        return builder.ashr(*arguments)
+
+    return types.int32(x, count), generate
+
+
+def _uncompiled_shift_right(x: Any, count: Any) -> Any:
+    return x >> count
+
+
+shift_right: Any = _uncompiled_shift_right if numba.config.DISABLE_JIT else _shift_right

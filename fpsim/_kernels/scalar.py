@@ -6,9 +6,11 @@ Python integers and int64 agree as long as nothing wraps, so every function also
 
 from typing import NamedTuple
 
+import numpy as np
+
 from fpsim._jit import kernel
 
-RNE, RZ, RU, RD, RNA, RNZ, RODD = range(7)
+RNE, RZ, RU, RD, RNA, RNZ, RODD, SRA, SRB, SRC = range(10)
 
 _F64_INFINITY = 0x7FF << 52
 _F64_MANTISSA = (1 << 52) - 1
@@ -59,8 +61,27 @@ def rounds_up(rest, half, lower, negative, rounding):  # type: ignore[no-untyped
 
 
 @kernel
-def round_magnitude(magnitude, negative, mantissa_bits, minimum_exponent, base, rounding):  # type: ignore[no-untyped-def]
+def goes_away(rest, drop, rounding, random, count):  # type: ignore[no-untyped-def]
+    """1 if rest / 2**drop of a step goes away from zero, by P3109 stochastic rounding with `count` random bits."""
+    extra = 1 if rounding == SRB else 0
+    keep = drop - count - extra  # bits below the comparison
+    if keep <= 0:
+        scaled, below, half = rest << -keep, 0, 1
+    elif keep > 60:
+        scaled, below, half = 0, 1, 2  # far below: only whether it is zero matters, and it does not
+    else:
+        scaled, below, half = rest >> keep, rest & ((1 << keep) - 1), 1 << (keep - 1)
+    if rounding == SRB:
+        return 1 if rest != 0 and scaled + 2 * random + 1 >= 2 << count else 0
+    if rounding == SRC:
+        scaled += rounds_up(below, half, scaled, False, RNE)
+    return 1 if scaled + random >= 1 << count else 0
+
+
+@kernel
+def round_magnitude(magnitude, negative, target, random, count):  # type: ignore[no-untyped-def]
     """Code of a finite non-zero float64 magnitude (its bits), as if the exponent range had no upper end."""
+    minimum_exponent, mantissa_bits = target.minimum_exponent, target.mantissa_bits
     field = magnitude >> 52
     mantissa = magnitude & _F64_MANTISSA
     if field == 0:
@@ -68,20 +89,21 @@ def round_magnitude(magnitude, negative, mantissa_bits, minimum_exponent, base, 
     else:
         exponent = field - 1023
         mantissa |= 1 << 52
-    target = exponent if exponent > minimum_exponent else minimum_exponent
-    # The value is mantissa * 2**(exponent - 52); one code step is 2**(target - mantissa_bits).
-    drop = target - exponent + 52 - mantissa_bits
-    if drop > 54:
-        drop = 54  # everything is below half a step already
-    lower = ((target - minimum_exponent) << mantissa_bits) + (mantissa >> drop) + base
-    if drop > 0:
-        rest = mantissa & ((1 << drop) - 1)
-        lower += rounds_up(rest, 1 << (drop - 1), lower, negative, rounding)
+    top = exponent if exponent > minimum_exponent else minimum_exponent
+    # The value is mantissa * 2**(exponent - 52); one code step is 2**(top - mantissa_bits).
+    drop = top - exponent + 52 - mantissa_bits
+    short = drop if drop < 54 else 54  # everything is below half a step already
+    lower = ((top - minimum_exponent) << mantissa_bits) + (mantissa >> short) + target.base
+    rest = mantissa & ((1 << short) - 1)
+    if target.rounding >= SRA:
+        lower += goes_away(rest, drop, target.rounding, random, count)
+    elif short > 0:
+        lower += rounds_up(rest, 1 << (short - 1), lower, negative, target.rounding)
     return lower if lower > 0 else 0
 
 
 @kernel
-def encode_float(bits, target):  # type: ignore[no-untyped-def]
+def encode_float(bits, target, random, count):  # type: ignore[no-untyped-def]
     """The code that a float64, given as its bits in an int64, becomes in `target`."""
     negative = bits < 0
     magnitude = bits & _F64_MAGNITUDE
@@ -92,9 +114,7 @@ def encode_float(bits, target):  # type: ignore[no-untyped-def]
     elif magnitude == _F64_INFINITY:
         code = target.negative_infinity if negative else target.infinity
     else:
-        code = round_magnitude(
-            magnitude, negative, target.mantissa_bits, target.minimum_exponent, target.base, target.rounding
-        )
+        code = round_magnitude(magnitude, negative, target, random, count)
         if negative and target.unsigned == 1:
             code = target.negative_zero if code == 0 and target.base == 0 else target.negative
         elif code > target.max_code:
@@ -105,22 +125,29 @@ def encode_float(bits, target):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def round_integer(magnitude, lower, negative, rounding):  # type: ignore[no-untyped-def]
-    """A non-negative float64 and its integer part -> the integer it rounds to."""
-    rest = magnitude - lower  # exact
-    up = 0
-    if rest != 0:
-        odd = lower % 2 == 1
-        if rounding == RNE:
-            up = 1 if rest + rest > 1 or (rest + rest == 1 and odd) else 0
-        elif rounding == RU:
-            up = 0 if negative else 1
-        elif rounding == RD:
-            up = 1 if negative else 0
-        elif rounding == RNA:
-            up = 1 if rest + rest >= 1 else 0
-        elif rounding == RNZ:
-            up = 1 if rest + rest > 1 else 0
-        elif rounding == RODD:
-            up = 0 if odd else 1
-    return lower + up
+def philox(index, key):  # type: ignore[no-untyped-def]
+    """Word `index` of the Philox4x32-10 stream of a 64-bit key (Salmon et al., SC 2011): a function, not a state."""
+    mask = 0xFFFFFFFF
+    c0, c1, c2, c3 = (index >> 2) & mask, (index >> 34) & mask, 0, 0
+    k0, k1 = key & mask, (key >> 32) & mask
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = ((p1 >> 32) & mask) ^ c1 ^ k0, p1 & mask, ((p0 >> 32) & mask) ^ c3 ^ k1, p0 & mask
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    lane = index & 3
+    if lane < 2:
+        return c0 if lane == 0 else c1
+    return c2 if lane == 2 else c3
+
+
+@kernel
+def round_integer(magnitude, lower, negative, rounding, random, count):  # type: ignore[no-untyped-def]
+    """A non-negative float64 below 2**33 and its integer part -> the integer it rounds to."""
+    rest = magnitude - lower  # exact, and so is its product with a power of two
+    low = int(lower)
+    if rounding >= SRA:
+        return low + goes_away(int(np.ldexp(rest, 52)), 52, rounding, random, count)
+    scaled = np.ldexp(rest, 52)
+    part = int(scaled)
+    sticky = 1 if part != scaled else 0  # below 2**-52: tells inexact from exact, never from half
+    return low + rounds_up(2 * part + sticky, 1 << 52, low, negative, rounding)
