@@ -11,8 +11,8 @@ compiled  as graph, pointwise and quantize work merged (see `lower.py`)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -22,17 +22,16 @@ from . import gpu
 from ._names import choose
 from .device import Device
 from .device import device as find_device
-from .fallback import Execution, execution, vector_rate
-from .gpu import load
-from .lower import MODES, Kernel, Mode, kernels
-from .ops import Attention, Conv, Gemm, Op, Reduction
+from .fallback import vector_rate
+from .lower import MODES, Mode, Program, program, single
+from .ops import Op
 from .precision import Precision, PrecisionLike, PrecisionMap, Shorthand, kernel_precision, precision_map
-from .roofline import BOUNDS, NOTE, Floats, Times, roofline
+from .pricing import MODELS, Executions, executions_of, find_machine, price_gpu, price_roofline
+from .roofline import BOUNDS, NOTE, Times
 from .workload import Workload
 
 Cache: TypeAlias = Literal["warm", "cold"]
 CACHES = ("warm", "cold")
-MODELS = ("auto", "gpu", "roofline")
 GPU_NOTE = "gpu: tiles, waves, caches and clocks, fitted to measured kernels (errors: hwmodels.calibrate.errors())"
 
 
@@ -75,44 +74,48 @@ class KernelCost:
     note: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Breakdown:
-    """Per-kernel results as columns; `rows()` makes records of them."""
+    """Per-kernel results: times of the distinct kernels of a program; `rows()` makes a record of every launch."""
 
-    kernels: tuple[Kernel, ...]
-    executions: tuple[Execution | None, ...]
+    program: Program
+    executions: Executions
     times: Times
 
     def rows(self) -> list[KernelCost]:
-        """One record per kernel, in execution order."""
-        bound = self.times.bound
-        return [
-            KernelCost(
-                path=k.op.path,
-                kind=k.op.kind if k.members == 1 else "fused",
-                shape=k.op.describe(),
-                precision=k.precision.label if k.op.MATMUL else k.precision.output,
-                count=k.count,
-                members=k.members,
-                time_s=float(self.times.total[i]) * k.count,
-                compute_s=float(self.times.compute[i]) * k.count,
-                memory_s=float(self.times.memory[i]) * k.count,
-                launch_s=float(self.times.launch[i]) * k.count,
-                l2_s=float(self.times.l2[i]) * k.count,
-                bound=str(bound[i]),
-                bytes=k.bytes * k.count,
-                macs=k.macs * k.count,
-                note=(e.note if (e := self.executions[i]) else ""),
+        """One record per launch, in execution order."""
+        bound, t = self.times.bound, self.times
+        out = []
+        for (kernel, op), i in zip(self.program.launches(), self.program.which.tolist(), strict=True):
+            execution, n = self.executions[i], op.count
+            out.append(
+                KernelCost(
+                    path=op.path,
+                    kind=kernel.kind,
+                    shape=kernel.op.describe(),
+                    precision=kernel.precision.label if kernel.op.MATMUL else kernel.precision.output,
+                    count=n,
+                    members=kernel.members,
+                    time_s=float(t.total[i]) * n,
+                    compute_s=float(t.compute[i]) * n,
+                    memory_s=float(t.memory[i]) * n,
+                    launch_s=float(t.launch[i]) * n,
+                    l2_s=float(t.l2[i]) * n,
+                    bound=str(bound[i]),
+                    bytes=kernel.bytes * n,
+                    macs=kernel.macs * n,
+                    note=execution.note if execution else "",
+                )
             )
-            for i, k in enumerate(self.kernels)
-        ]
+        return out
 
     def by_kind(self) -> dict[str, float]:
         """Seconds per kind of kernel, largest first."""
+        p = self.program
+        seconds = np.bincount(p.which, weights=p.count, minlength=len(p.distinct)) * self.times.total
         out: dict[str, float] = {}
-        for kernel, seconds in zip(self.kernels, self.times.total, strict=True):
-            kind = kernel.op.kind if kernel.members == 1 else "fused"
-            out[kind] = out.get(kind, 0.0) + float(seconds) * kernel.count
+        for kernel, value in zip(p.distinct, seconds.tolist(), strict=True):
+            out[kernel.kind] = out.get(kernel.kind, 0.0) + value
         return dict(sorted(out.items(), key=lambda item: -item[1]))
 
 
@@ -159,33 +162,31 @@ class Estimate:
         return out
 
 
-def _weights(ops: Sequence[Op], scheme: PrecisionMap) -> tuple[float, int]:
+def _weights(work: Workload, scheme: PrecisionMap) -> tuple[float, int]:
     """(bytes of the weights the operations read, how many parameters that is), each layer once."""
     size, number = 0.0, 0
-    seen: set[tuple[object, ...]] = set()
-    for op in ops:
+    if isinstance(scheme, Shorthand):
+        layers: Iterable[tuple[Op, int]] = zip(work.shapes[0], work.layers.tolist(), strict=True)
+    else:
+        layers = ((op, 1) for op in {(op.path or i, op.shape_key): op for i, op in enumerate(work.ops)}.values())
+    for op, times in layers:
         t = op.traffic
-        if not t.weights and not t.wide:
-            continue
-        key = (op.path, op.shape_key) if op.path else (id(op),)
-        if key in seen:
-            continue
-        seen.add(key)
-        size += t.weights * scheme.precision_for(op).widths(op)[0] / 8 + 2 * t.wide
-        number += t.weights + t.wide
+        if t.weights or t.wide:
+            size += times * (t.weights * scheme.precision_for(op).widths(op)[0] / 8 + 2 * t.wide)
+            number += times * (t.weights + t.wide)
     return size, number
 
 
-def _footprint(work: Op | Workload, ops: Sequence[Op], scheme: PrecisionMap, dev: Device) -> Footprint:
-    size, number = _weights(ops, scheme)
+def _footprint(work: Op | Workload, scheme: PrecisionMap, dev: Device) -> Footprint:
     if isinstance(work, Workload):
+        size, number = _weights(work, scheme)
         other = scheme.rest.weight_bits if isinstance(scheme, Shorthand) else 16.0
         size += max(work.parameters - number, 0) * other / 8
-        activations = 2.0 * work.live_elements
-    else:
-        precision = scheme.precision_for(work)
-        activations = work.bytes(precision) - size
-    return Footprint(weights=size, activations=activations, capacity=dev.capacity)
+        return Footprint(weights=size, activations=2.0 * work.live_elements, capacity=dev.capacity)
+    precision = scheme.precision_for(work)
+    t = work.traffic
+    size = t.weights * precision.widths(work)[0] / 8 + 2 * t.wide
+    return Footprint(weights=size, activations=work.bytes(precision) - size, capacity=dev.capacity)
 
 
 class _Alone:
@@ -199,141 +200,7 @@ class _Alone:
         return self.precision
 
 
-def _machine(dev: Device, model: str) -> tuple[gpu.Machine | None, str]:
-    """The machine of the GPU model (None: roofline), and why not if that was not asked for."""
-    if model == "roofline":
-        return None, ""
-    try:
-        return gpu.machine(dev, load()), ""
-    except gpu.NotModelled as error:
-        if model == "gpu":
-            raise
-        return None, str(error)
-
-
-def _executions(launches: Sequence[Kernel], dev: Device) -> tuple[Execution | None, ...]:
-    """How the device runs each product; None for what is no product."""
-    known: dict[Precision, Execution] = {}
-    out: list[Execution | None] = []
-    for kernel in launches:
-        if not kernel.op.MATMUL:
-            out.append(None)
-            continue
-        precision = _own(kernel.op.dtype) if kernel.op.dtype else kernel.precision
-        if precision not in known:
-            known[precision] = execution(precision, dev)
-        out.append(known[precision])
-    return tuple(out)
-
-
-def _array(values: Iterable[float]) -> Floats:
-    return np.fromiter(values, dtype=np.float64)
-
-
-def _roofline(launches: Sequence[Kernel], executions: Sequence[Execution | None], dev: Device) -> Times:
-    return roofline(
-        macs=_array(k.macs for k in launches),
-        flops=_array(k.flops for k in launches),
-        size=_array(k.bytes for k in launches),
-        rate=_array(e.rate.peak.value if e else 1.0 for e in executions),
-        vector=vector_rate(dev),
-        bandwidth=dev.bandwidth,
-    )
-
-
-def _gpu(launches: Sequence[Kernel], executions: Sequence[Execution | None], mach: gpu.Machine, warm: bool) -> Times:
-    """Times of the GPU model: each distinct kernel once, products, attention and the rest in one call each."""
-    distinct: dict[tuple[object, ...], int] = {}
-    where = np.empty(len(launches), dtype=np.int64)
-    first: list[int] = []
-    for i, k in enumerate(launches):
-        key = (k.op.shape_key, k.precision, k.bytes, k.members)
-        where[i] = distinct.setdefault(key, len(distinct))
-        if len(first) < len(distinct):
-            first.append(i)
-    kinds: dict[str, list[int]] = {"product": [], "attention": [], "pointwise": []}
-    for position, i in enumerate(first):
-        op = launches[i].op
-        kind = "product" if isinstance(op, Gemm | Conv) else "attention" if isinstance(op, Attention) else "pointwise"
-        kinds[kind].append(position)
-    parts = []
-    for kind, positions in kinds.items():
-        if positions:
-            chosen = [(launches[first[p]], executions[first[p]]) for p in positions]
-            parts.append((positions, _PRICERS[kind](chosen, mach, warm)))
-    unique = gpu.join(parts, len(first))
-    return Times(**{item.name: getattr(unique, item.name)[where] for item in fields(Times)})
-
-
-Chosen: TypeAlias = Sequence[tuple[Kernel, Execution | None]]
-
-
-def _per_clock(chosen: Chosen, mach: gpu.Machine) -> Floats:
-    return _array(gpu.per_clock(e.rate, mach) if e else 1.0 for _, e in chosen)
-
-
-def _products(chosen: Chosen, mach: gpu.Machine, warm: bool) -> Times:
-    ops = [k.op for k, _ in chosen]
-    gemms = [op.gemm() if isinstance(op, Conv) else op for op in ops]
-    widths = np.array([k.precision.widths(k.op) for k, _ in chosen]) / 8
-    products = [g for g in gemms if isinstance(g, Gemm)]
-    return gpu.gemm(
-        m=_array(g.m for g in products),
-        n=_array(g.n for g in products),
-        k=_array(g.k for g in products),
-        rate=_per_clock(chosen, mach),
-        mach=mach,
-        parameters=load(),
-        batch=_array(g.batch for g in products),
-        read=widths[:, 1],
-        weight=np.where([g.parameter for g in products], widths[:, 0], widths[:, 1]),
-        write=widths[:, 2],
-        source=_array(
-            min(op.traffic.reads, g.batch * g.m * g.k) if isinstance(op, Conv) else g.batch * g.m * g.k
-            for op, g in zip(ops, products, strict=True)
-        ),
-        shared=_array(float(g.parameter) for g in products),
-        warm=warm,
-    )
-
-
-def _attentions(chosen: Chosen, mach: gpu.Machine, warm: bool) -> Times:
-    ops = [k.op for k, _ in chosen if isinstance(k.op, Attention)]
-    return gpu.attention(
-        batch=_array(op.batch for op in ops),
-        heads=_array(op.heads for op in ops),
-        queries=_array(op.queries for op in ops),
-        keys=_array(op.pairs / op.queries for op in ops),
-        head_dim=_array(max(op.head_dim, op.value_dim or 0) for op in ops),
-        rate=_per_clock(chosen, mach),
-        size=_array(k.bytes for k, _ in chosen),
-        mach=mach,
-        p=load(),
-    )
-
-
-def _pointwise(chosen: Chosen, mach: gpu.Machine, warm: bool) -> Times:
-    return gpu.pointwise(
-        read=_array(k.bytes for k, _ in chosen),
-        written=0.0,
-        flops=_array(k.flops for k, _ in chosen),
-        maximum=_array(
-            float(isinstance(k.op, Reduction) and k.op.function == "amax" and k.members == 1) for k, _ in chosen
-        ),
-        mach=mach,
-        p=load(),
-        warm=warm,
-    )
-
-
-_PRICERS = {"product": _products, "attention": _attentions, "pointwise": _pointwise}
-
-
-def _own(dtype: str) -> Precision:
-    return Precision(weight=dtype, activation=dtype, output=dtype)
-
-
-def _notes(executions: Sequence[Execution | None], dev: Device, mach: gpu.Machine | None) -> list[str]:
+def _notes(executions: Executions, dev: Device, mach: gpu.Machine | None) -> list[str]:
     notes = [NOTE if mach is None else GPU_NOTE]
     for item in executions:
         if item is not None and item.note and item.note not in notes:
@@ -360,31 +227,32 @@ def estimate(
     choose("cache", cache, CACHES)
     choose("model", model, MODELS)
     dev = find_device(device)
-    mach, why = _machine(dev, model)
+    mach, why = find_machine(dev, model)
     scheme: PrecisionMap
     if isinstance(work, Workload):
+        if not work.ops:
+            raise ValueError(f"workload {work.name!r} has no operations")
         scheme = precision_map(precision)
-        ops: tuple[Op, ...] = work.ops
-        launches = kernels(ops, scheme, mode)
-        name = work.name
+        run, name = program(work, scheme, mode), work.name
     elif isinstance(work, Op):
         scheme = _Alone(kernel_precision(precision, work))
-        ops = (work,)
-        launches = (_single(work, scheme.precision_for(work)),)
-        name = f"{work.kind} {work.describe()}"
+        run, name = single(work, scheme.precision_for(work)), f"{work.kind} {work.describe()}"
     else:
         raise ValueError(f"nothing to estimate: {work!r}; allowed: an operation of hwmodels.ops or a Workload")
-    if not launches:
-        raise ValueError(f"workload {name!r} has no operations")
-    executions = _executions(launches, dev)
+    kernels = run.distinct
+    executions = executions_of(kernels, dev)
     warm = cache == "warm" and mode != "eager"
-    times = _roofline(launches, executions, dev) if mach is None else _gpu(launches, executions, mach, warm)
-    count = np.array([k.count for k in launches], dtype=np.float64)
+    if mach is None:
+        times = price_roofline(kernels, executions, dev)
+    else:
+        times = price_gpu(kernels, executions, mach, warm)
+    count = np.bincount(run.which, weights=run.count, minlength=len(kernels))
     total = times.total * count
     bound = times.bound
     share = {term: float(total[bound == term].sum()) for term in BOUNDS}
-    ideal = sum(2.0 * k.macs * k.count / e.rate.peak.value for k, e in zip(launches, executions, strict=True) if e)
-    extra = list(work.notes) if isinstance(work, Workload) else []
+    runs = [round(n) for n in count.tolist()]
+    ideal = sum(2.0 * k.macs * n / e.rate.peak.value for k, e, n in zip(kernels, executions, runs, strict=True) if e)
+    seconds = float(total.sum())
     return Estimate(
         name=name,
         device=dev.name,
@@ -392,23 +260,23 @@ def estimate(
         model="roofline" if mach is None else "gpu",
         mode=mode,
         cache=cache,
-        time_s=float(total.sum()),
-        compute_s=float((times.compute * count).sum()),
-        memory_s=float((times.memory * count).sum()),
-        launch_s=float((times.launch * count).sum()),
-        l2_s=float((times.l2 * count).sum()),
+        time_s=seconds,
+        compute_s=float(times.compute @ count),
+        memory_s=float(times.memory @ count),
+        launch_s=float(times.launch @ count),
+        l2_s=float(times.l2 @ count),
         bound=max(share, key=lambda term: share[term]),
-        achieved=ideal / float(total.sum()),
-        bytes=float(sum(k.bytes * k.count for k in launches)),
-        macs=sum(k.macs * k.count for k in launches),
-        operations=sum((2 * k.macs + k.flops) * k.count for k in launches),
-        kernels=sum(k.count for k in launches),
-        footprint=_footprint(work, ops, scheme, dev),
+        achieved=ideal / seconds,
+        bytes=sum(k.bytes * n for k, n in zip(kernels, runs, strict=True)),
+        macs=sum(k.macs * n for k, n in zip(kernels, runs, strict=True)),
+        operations=sum((2 * k.macs + k.flops) * n for k, n in zip(kernels, runs, strict=True)),
+        kernels=sum(runs),
+        footprint=_footprint(work, scheme, dev),
         exact=all(e is None or e.exact for e in executions),
-        notes=(*((why,) if why else ()), *_notes(executions, dev, mach), *extra),
-        breakdown=Breakdown(kernels=launches, executions=executions, times=times),
+        notes=(
+            *((why,) if why else ()),
+            *_notes(executions, dev, mach),
+            *(work.notes if isinstance(work, Workload) else ()),
+        ),
+        breakdown=Breakdown(program=run, executions=executions, times=times),
     )
-
-
-def _single(op: Op, precision: Precision) -> Kernel:
-    return Kernel(op=op, precision=precision, macs=op.macs, flops=op.flops, bytes=op.bytes(precision))

@@ -213,8 +213,14 @@ def _gemm(given: Sequence[Floats], warm: bool, mach: Machine, p: Parameters) -> 
     whole, part = np.divmod(tiles / mach.units, 1.0)
     waves = np.maximum(whole + np.where(part > 0, p.tail + (1 - p.tail) * part, 0.0), 1.0)
     depth = np.ceil(k / _SPLIT / K_STEP) * K_STEP
-    tile = np.maximum(2 * _TM * _TN * depth / (rate * efficiency), (_TM * read + _TN * weight) * depth / p.load_bytes)
-    tile = tile + getattr(p, f"prologue_{mach.engine}") + _TM * _TN * write / p.store_bytes
+    # on tcgen05 two SMs share one operand, and tensor memory holds the result of one tile while the next is computed
+    paired = 2.0 if mach.engine == "tcgen05" else 1.0
+    tile = np.maximum(
+        2 * _TM * _TN * depth / (rate * efficiency), (_TM * read + _TN * weight / paired) * depth / p.load_bytes
+    )
+    store = _TM * _TN * write / p.store_bytes
+    exposed = store if paired == 1.0 else store / waves
+    tile = tile + getattr(p, f"prologue_{mach.engine}") + exposed
     compute = waves * tile / f
 
     fan = 1.0 if mach.engine == "mma" else p.multicast

@@ -16,18 +16,24 @@ intermediate result that is needed again later is not written, so it errs on the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from fpsim.formats import BlockFormat
 from fpsim.formats import format as format_row
 
 from .ops import Conv, Gemm, Op, Quantize, Reduction
-from .precision import Precision, PrecisionMap
+from .precision import Precision, PrecisionMap, Shorthand
+from .workload import Workload
 
 Mode: TypeAlias = Literal["eager", "graph", "compiled"]
 MODES = ("eager", "graph", "compiled")
+Indices: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +48,9 @@ class Kernel:
     members: int = 1
 
     @property
-    def count(self) -> int:
-        return self.op.count
+    def kind(self) -> str:
+        """What tables group it by."""
+        return self.op.kind if self.members == 1 else "fused"
 
 
 def _activation_shape(op: Op) -> tuple[int, int]:
@@ -131,16 +138,84 @@ def fused(pairs: Iterable[tuple[Op, Precision]]) -> Iterator[Kernel]:
         yield _merge(run)
 
 
-def kernels(ops: Iterable[Op], scheme: PrecisionMap, mode: Mode = "graph") -> tuple[Kernel, ...]:
-    """Every launch of one pass, in order."""
-    pairs = explicit(ops, scheme)
-    if mode == "compiled":
-        return tuple(fused(pairs))
-    seen: dict[tuple[object, ...], Kernel] = {}
-    out = []
-    for op, precision in pairs:
-        key = (op.shape_key, precision)
-        if key not in seen:
-            seen[key] = _kernel(op, precision)
-        out.append(replace(seen[key], op=op))
-    return tuple(out)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Program:
+    """The launches of one pass: distinct kernels, which of them each launch is, and the operation it belongs to."""
+
+    distinct: tuple[Kernel, ...]
+    which: Indices
+    owner: Indices
+    ops: tuple[Op, ...]
+    count: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def launches(self) -> Iterator[tuple[Kernel, Op]]:
+        """(kernel, the operation whose path and count it has), in execution order."""
+        for kernel, op in zip(self.which.tolist(), self.owner.tolist(), strict=True):
+            yield self.distinct[kernel], self.ops[op]
+
+
+def single(op: Op, precision: Precision) -> Program:
+    """One operation on its own, its operands already in the format."""
+    zero = np.zeros(1, dtype=np.int64)
+    count = np.array([op.count], dtype=np.float64)
+    return Program(distinct=(_kernel(op, precision),), which=zero, owner=zero, ops=(op,), count=count)
+
+
+def program(work: Workload, scheme: PrecisionMap, mode: Mode = "graph") -> Program:
+    """Every launch of one pass of `work` under a scheme."""
+    if not isinstance(scheme, Shorthand):
+        return _in_order(work, scheme, mode)
+    if (scheme, mode) not in work.memo:
+        work.memo[scheme, mode] = _in_order(work, scheme, mode) if mode == "compiled" else _by_shape(work, scheme)
+    found: Program = work.memo[scheme, mode]
+    return found
+
+
+def _by_shape(work: Workload, scheme: Shorthand) -> Program:
+    """A shorthand looks at shapes only, so each distinct shape is lowered once."""
+    kinds, index = work.shapes
+    distinct: list[Kernel] = []
+    groups: list[list[int]] = []
+    for op in kinds:
+        pairs = list(explicit((op,), scheme))
+        groups.append(list(range(len(distinct), len(distinct) + len(pairs))))
+        distinct += [_kernel(*pair) for pair in pairs]
+    which = np.fromiter(chain.from_iterable(groups[i] for i in index.tolist()), dtype=np.int64)
+    owner = np.repeat(np.arange(len(index)), np.array([len(group) for group in groups], dtype=np.int64)[index])
+    return _program(work, distinct, which, owner)
+
+
+def _in_order(work: Workload, scheme: PrecisionMap, mode: Mode) -> Program:
+    """A scheme may look at paths, and merging looks at neighbours: operation by operation."""
+    position = {id(op): i for i, op in enumerate(work.ops)}
+    pairs = explicit(work.ops, scheme)
+    known: dict[tuple[object, ...], int] = {}
+    distinct: list[Kernel] = []
+    which: list[int] = []
+    owner: list[int] = []
+    at = 0
+    for kernel in fused(pairs) if mode == "compiled" else (_kernel(*pair) for pair in pairs):
+        key = (kernel.op.shape_key, kernel.precision, kernel.bytes, kernel.flops, kernel.members)
+        which.append(known.setdefault(key, len(known)))
+        if len(distinct) < len(known):
+            distinct.append(kernel)
+        at = position.get(id(kernel.op), at)
+        owner.append(-1 if id(kernel.op) not in position else at)
+    return _program(work, distinct, np.array(which, dtype=np.int64), _following(np.array(owner, dtype=np.int64)))
+
+
+def _following(owner: Indices) -> Indices:
+    """Quantize work belongs to the operation after it: -1 is replaced by the next index."""
+    out = owner.copy()
+    for i in range(len(out) - 2, -1, -1):
+        if out[i] < 0:
+            out[i] = out[i + 1]
+    return out
+
+
+def _program(work: Workload, distinct: Sequence[Kernel], which: Indices, owner: Indices) -> Program:
+    counts = np.array([op.count for op in work.ops], dtype=np.float64)
+    return Program(distinct=tuple(distinct), which=which, owner=owner, ops=work.ops, count=counts[owner])

@@ -9,6 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from .ops import Op, check_size, op_from_dict
 
 SCHEMA = "fpsim-workload/1"
@@ -53,6 +56,30 @@ class Workload:
 
     def __iter__(self) -> Iterator[Op]:
         return iter(self.ops)
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[Op, ...], npt.NDArray[np.int64]]:
+        """(one operation per distinct shape, which of them each operation is): what costs the same is priced once."""
+        known: dict[tuple[Any, ...], int] = {}
+        first: list[Op] = []
+        index = np.empty(len(self.ops), dtype=np.int64)
+        for i, op in enumerate(self.ops):
+            index[i] = known.setdefault(op.shape_key, len(known))
+            if len(first) < len(known):
+                first.append(op)
+        return tuple(first), index
+
+    @cached_property
+    def layers(self) -> npt.NDArray[np.int64]:
+        """How many different layers there are of each distinct shape (a layer that runs twice is stored once)."""
+        kinds, index = self.shapes
+        seen = {(op.path or f"#{i}", int(index[i])) for i, op in enumerate(self.ops)}
+        return np.bincount([shape for _, shape in seen], minlength=len(kinds))
+
+    @cached_property
+    def memo(self) -> dict[object, Any]:
+        """What has been derived from this workload, by what it was derived with; not part of its value."""
+        return {}
 
     @cached_property
     def macs(self) -> int:

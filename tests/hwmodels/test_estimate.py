@@ -22,7 +22,7 @@ from hwmodels import (
 from hwmodels import (
     estimate as best_estimate,
 )
-from hwmodels.lower import kernels
+from hwmodels.lower import program
 from hwmodels.ops import Quantize
 
 estimate = partial(best_estimate, model="roofline")  # closed forms; the calibrated model has its own tests
@@ -107,7 +107,9 @@ def test_footprint_counts_each_parameter_once_in_its_format():
 
 def test_compiled_merges_pointwise_runs_and_moves_no_more():
     scheme = SHORTHANDS["fp8"]
-    plain, merged = kernels(MODEL.ops, scheme, "graph"), kernels(MODEL.ops, scheme, "compiled")
+    plain, merged = (program(MODEL, scheme, mode) for mode in ("graph", "compiled"))
+    assert len(plain) == len(MODEL) + 1
+    plain, merged = ([kernel for kernel, _ in run.launches()] for run in (plain, merged))
     assert [k.op.path for k in merged] == ["norm", "q", "thin", "attn", "act"]
     assert [k.members for k in merged] == [3, 1, 1, 1, 2]  # norm + mul + cast; silu + mul
     assert not any(isinstance(k.op, Quantize) for k in merged)
@@ -120,8 +122,8 @@ def test_compiled_merges_pointwise_runs_and_moves_no_more():
 
 
 def test_a_maximum_over_the_tensor_cannot_be_merged_with_what_uses_it():
-    merged = kernels(MODEL.ops, SHORTHANDS["fp8-dynamic"], "compiled")
-    assert [(k.op.path, k.members) for k in merged][:3] == [("norm", 3), ("q", 1), ("q", 1)]
+    merged = program(MODEL, SHORTHANDS["fp8-dynamic"], "compiled")
+    assert [(k.op.path, k.members) for k, _ in merged.launches()][:3] == [("norm", 3), ("q", 1), ("q", 1)]
 
 
 def test_a_scheme_object_decides_per_layer():

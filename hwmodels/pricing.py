@@ -1,0 +1,140 @@
+"""Seconds for the distinct kernels of a program, by the roofline or by the GPU model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from . import gpu
+from .device import Device
+from .fallback import Execution, execution, vector_rate
+from .lower import Kernel
+from .ops import Attention, Conv, Gemm, Reduction
+from .precision import Precision
+from .roofline import Floats, Times, roofline
+
+MODELS = ("auto", "gpu", "roofline")
+Executions: TypeAlias = tuple[Execution | None, ...]
+Chosen: TypeAlias = Sequence[tuple[Kernel, Execution | None]]
+
+
+def find_machine(dev: Device, model: str) -> tuple[gpu.Machine | None, str]:
+    """The machine of the GPU model (None: roofline), and why not if that was not asked for."""
+    if model == "roofline":
+        return None, ""
+    try:
+        return gpu.machine(dev, gpu.load()), ""
+    except gpu.NotModelled as error:
+        if model == "gpu":
+            raise
+        return None, str(error)
+
+
+def executions_of(kernels: Sequence[Kernel], dev: Device) -> Executions:
+    """How the device runs each product; None for what is no product."""
+    known: dict[Precision, Execution] = {}
+    out: list[Execution | None] = []
+    for kernel in kernels:
+        if not kernel.op.MATMUL:
+            out.append(None)
+            continue
+        dtype = kernel.op.dtype
+        precision = Precision(weight=dtype, activation=dtype, output=dtype) if dtype else kernel.precision
+        if precision not in known:
+            known[precision] = execution(precision, dev)
+        out.append(known[precision])
+    return tuple(out)
+
+
+def price_roofline(kernels: Sequence[Kernel], executions: Executions, dev: Device) -> Times:
+    """Lower bounds."""
+    return roofline(
+        macs=_array(k.macs for k in kernels),
+        flops=_array(k.flops for k in kernels),
+        size=_array(k.bytes for k in kernels),
+        rate=_array(e.rate.peak.value if e else 1.0 for e in executions),
+        vector=vector_rate(dev),
+        bandwidth=dev.bandwidth,
+    )
+
+
+def price_gpu(kernels: Sequence[Kernel], executions: Executions, mach: gpu.Machine, warm: bool) -> Times:
+    """Times of the GPU model: products, attention and the rest in one call each."""
+    kinds: dict[str, list[int]] = {"product": [], "attention": [], "pointwise": []}
+    for position, kernel in enumerate(kernels):
+        op = kernel.op
+        kind = "product" if isinstance(op, Gemm | Conv) else "attention" if isinstance(op, Attention) else "pointwise"
+        kinds[kind].append(position)
+    parts = [
+        (positions, _PRICERS[kind]([(kernels[p], executions[p]) for p in positions], mach, warm))
+        for kind, positions in kinds.items()
+        if positions
+    ]
+    return gpu.join(parts, len(kernels))
+
+
+def _array(values: Iterable[float]) -> Floats:
+    return np.fromiter(values, dtype=np.float64)
+
+
+def _per_clock(chosen: Chosen, mach: gpu.Machine) -> Floats:
+    return _array(gpu.per_clock(e.rate, mach) if e else 1.0 for _, e in chosen)
+
+
+def _products(chosen: Chosen, mach: gpu.Machine, warm: bool) -> Times:
+    ops = [k.op for k, _ in chosen]
+    gemms = [op.gemm() if isinstance(op, Conv) else op for op in ops]
+    widths = np.array([k.precision.widths(k.op) for k, _ in chosen]) / 8
+    products = [g for g in gemms if isinstance(g, Gemm)]
+    return gpu.gemm(
+        m=_array(g.m for g in products),
+        n=_array(g.n for g in products),
+        k=_array(g.k for g in products),
+        rate=_per_clock(chosen, mach),
+        mach=mach,
+        parameters=gpu.load(),
+        batch=_array(g.batch for g in products),
+        read=widths[:, 1],
+        weight=np.where([g.parameter for g in products], widths[:, 0], widths[:, 1]),
+        write=widths[:, 2],
+        source=_array(
+            min(op.traffic.reads, g.batch * g.m * g.k) if isinstance(op, Conv) else g.batch * g.m * g.k
+            for op, g in zip(ops, products, strict=True)
+        ),
+        shared=_array(float(g.parameter) for g in products),
+        warm=warm,
+    )
+
+
+def _attentions(chosen: Chosen, mach: gpu.Machine, warm: bool) -> Times:
+    ops = [k.op for k, _ in chosen if isinstance(k.op, Attention)]
+    return gpu.attention(
+        batch=_array(op.batch for op in ops),
+        heads=_array(op.heads for op in ops),
+        queries=_array(op.queries for op in ops),
+        keys=_array(op.pairs / op.queries for op in ops),
+        head_dim=_array(max(op.head_dim, op.value_dim or 0) for op in ops),
+        rate=_per_clock(chosen, mach),
+        size=_array(k.bytes for k, _ in chosen),
+        mach=mach,
+        p=gpu.load(),
+    )
+
+
+def _pointwise(chosen: Chosen, mach: gpu.Machine, warm: bool) -> Times:
+    return gpu.pointwise(
+        read=_array(k.bytes for k, _ in chosen),
+        written=0.0,
+        flops=_array(k.flops for k, _ in chosen),
+        maximum=_array(
+            float(isinstance(k.op, Reduction) and k.op.function == "amax" and k.members == 1) for k, _ in chosen
+        ),
+        mach=mach,
+        p=gpu.load(),
+        warm=warm,
+    )
+
+
+_PRICERS = {"product": _products, "attention": _attentions, "pointwise": _pointwise}
