@@ -4,6 +4,9 @@
     python -m analysis.models.embedded.train judge --out DIR
     python -m analysis.models.embedded.train shapes-sd --out DIR      # waits for DIR/vae.safetensors
     python -m analysis.models.embedded.train shapes-dit --out DIR
+    python -m analysis.models.embedded.train vae-polish --out DIR     # decoder only: the latent space stays
+    python -m analysis.models.embedded.train shapes-sd-polish --out DIR
+    python -m analysis.models.embedded.train shapes-dit-polish --out DIR
     python -m analysis.models.embedded.train evaluate --out DIR
 
 Stages are processes so that two GPUs can share the work. Scenes are drawn and rendered on the device and never stored;
@@ -28,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -50,6 +54,7 @@ class Run:
     config: dict[str, Any]
     object_weights: list[float]
     seconds: float
+    stop_after: float
     compile: bool
 
     def generator(self, step: int) -> torch.Generator:
@@ -80,7 +85,7 @@ def optimise(run: Run, model: nn.Module, loss_of: Callable[[int], Tensor]) -> nn
     first = _restore(checkpoint, parameters, average, optimiser) if checkpoint.is_file() else 0
     begun: float | None = None
     p0, saved, step = first / config["steps"], started, first
-    while step < config["steps"]:
+    while step < min(config["steps"], first + run.stop_after):
         timed = 0.0 if begun is None else (time.monotonic() - begun) / max(run.seconds - (begun - started), 1)
         progress = max(step / config["steps"], p0 + (1 - p0) * timed)
         if progress >= 1:
@@ -149,18 +154,13 @@ def _compiled(run: Run, function: Callable[..., Any]) -> Callable[..., Any]:
 def train_vae(run: Run) -> None:
     """Reconstruct renders; then measure the scale of the latents so that the denoisers see unit variance."""
     config = run.config
-    vae = build.autoencoder().to(run.device, memory_format=torch.channels_last)
+    vae = _on(run.device, build.autoencoder())
 
     def objective(images: Tensor, noise: Tensor) -> Tensor:
         posterior = vae.encode(images).latent_dist
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample
-        error = decoded - images
-        edges = (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) / 2
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-        total: Tensor = (
-            error.square().mean() + config["l1"] * error.abs().mean() + config["edge"] * edges + config["kl"] * kl
-        )
-        return total
+        return _reconstruction(decoded - images, config) + config["kl"] * kl
 
     step_loss = _compiled(run, objective)
 
@@ -173,6 +173,51 @@ def train_vae(run: Run) -> None:
     optimise(run, vae, loss_of)
     latents, _ = _encode(run, vae, 20_000)
     scale = 1 / float(latents.float().std())
+    _reconstruction_report(run, vae)
+    weights = {name: value.contiguous() for name, value in vae.state_dict().items()}
+    partial = run.out / "vae.partial"
+    save_file(weights, partial, metadata={"scaling_factor": repr(scale)})
+    partial.replace(run.out / "vae.safetensors")
+
+
+def polish_decoder(run: Run) -> None:
+    """Train only the decoder further, on slightly noisy latents: the latent space, and with it every denoiser, stays
+    as it is while fine detail (dots, stripes) gets sharper and tolerates the small errors of generated latents."""
+    config = run.config
+    vae = AutoencoderKL.from_pretrained(run.out / "shapes-sd" / "vae", dtype=torch.float32)
+    vae = _on(run.device, vae)
+    vae.requires_grad_(False)
+    trained = nn.ModuleList([vae.decoder, vae.post_quant_conv]).requires_grad_(True)
+    spread = 1 / vae.config.scaling_factor
+
+    def objective(latents: Tensor, images: Tensor) -> Tensor:
+        return _reconstruction(vae.decode(latents).sample - images, config)
+
+    step_loss = _compiled(run, objective)
+
+    def loss_of(step: int) -> Tensor:
+        drawn, generator = run.draw(config["batch"], step), run.generator(step)
+        images = (scenes.render(drawn) * 2 - 1).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            latents = vae.encode(images).latent_dist.mean.float()
+        noise = torch.randn(latents.shape, generator=generator, device=run.device)
+        strength = torch.rand(len(images), 1, 1, 1, generator=generator, device=run.device)
+        return step_loss(latents + noise * strength * config["noise"] * spread, images)
+
+    optimise(run, trained, loss_of)
+    _reconstruction_report(run, vae)
+    vae.half()
+    for name in ("shapes-sd", "shapes-dit"):
+        vae.save_pretrained(run.out / name / "vae")
+
+
+def _reconstruction(error: Tensor, config: dict[str, Any]) -> Tensor:
+    edges = (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) / 2
+    total: Tensor = error.square().mean() + config["l1"] * error.abs().mean() + config["edge"] * edges
+    return total
+
+
+def _reconstruction_report(run: Run, vae: Any) -> None:
     test = scenes.held_out(2048, seed=run.seed).to(run.device)
     images = scenes.render(test)
     with torch.no_grad():
@@ -181,11 +226,7 @@ def train_vae(run: Run) -> None:
     psnr = -10 * (decoded - images).square().mean((1, 2, 3)).log10()
     right = decoder.all_correct(decoder.decode(decoded), test).float()
     by_count = {str(k): round(float(right[test.count == k].mean()), 4) for k in range(1, 5)}
-    run.log(psnr=round(float(psnr.mean()), 2), reconstruction_all_correct=by_count, scaling_factor=scale)
-    weights = {name: value.contiguous() for name, value in vae.state_dict().items()}
-    partial = run.out / "vae.partial"
-    save_file(weights, partial, metadata={"scaling_factor": repr(scale)})
-    partial.replace(run.out / "vae.safetensors")
+    run.log(psnr=round(float(psnr.mean()), 2), reconstruction_all_correct=by_count)
 
 
 def load_vae(path: Path) -> Any:
@@ -215,7 +256,7 @@ def _encode(run: Run, vae: Any, count: int) -> tuple[Tensor, Tensor]:
 
 def train_judge(run: Run) -> None:
     """Classify every cell of renders that were blurred and noised by random amounts."""
-    model = judge.Judge().to(run.device, memory_format=torch.channels_last)
+    model = _on(run.device, judge.Judge())
     forward = _compiled(run, model)
 
     def loss_of(step: int) -> Tensor:
@@ -230,7 +271,7 @@ def train_judge(run: Run) -> None:
         return _judge_loss(cell_logits, background, drawn)
 
     optimise(run, model, loss_of)
-    test = scenes.held_out(4096, seed=run.seed).to(run.device)
+    test = scenes.held_out(1024, seed=run.seed).to(run.device)
     with torch.no_grad():
         cell_logits, _ = model(scenes.render(test))
     groups = cell_logits.split(judge.CELL_GROUPS, dim=1)
@@ -251,6 +292,10 @@ def _judge_loss(cell_logits: Tensor, background: Tensor, drawn: scenes.Scenes) -
     for name, group in zip(("shape", "colour", "size", "fill"), groups[1:], strict=True):
         loss = loss + F.cross_entropy(group, parts[name], ignore_index=-1)
     return loss + F.cross_entropy(background.float(), drawn.background)
+
+
+def _on(device: torch.device, module: Any) -> Any:
+    return module.to(device, memory_format=torch.channels_last)
 
 
 class _Denoise(nn.Module):
@@ -279,11 +324,16 @@ class _Denoise(nn.Module):
 def train_denoiser(run: Run) -> None:
     """v-prediction with stratified times over latents that the VAE encoded beforehand."""
     config, device, entered = run.config, run.device, time.monotonic()
-    if run.stage == "shapes-sd":
+    name, polishing = run.stage.removesuffix("-polish"), run.stage.endswith("-polish")
+    if name == "shapes-sd":
         model = _Denoise(build.clip_text(), build.unet(), masked=False)
     else:
         model = _Denoise(build.t5_text(), build.transformer(), masked=True)
-    model = model.to(device, memory_format=torch.channels_last)
+    folders = (run.out / name / "text_encoder", run.out / name / ("unet" if name == "shapes-sd" else "transformer"))
+    if polishing:
+        model.text = type(model.text).from_pretrained(folders[0], dtype=torch.float32)
+        model.denoiser = type(model.denoiser).from_pretrained(folders[1], dtype=torch.float32)
+    model = _on(device, model)
     model.denoise = _compiled(run, model.denoiser)
     alphas = build.scheduler().alphas_cumprod.to(device)
     signal, sigma = alphas.sqrt(), (1 - alphas).sqrt()
@@ -304,13 +354,14 @@ def train_denoiser(run: Run) -> None:
             objective(zeros, empty.expand(batch, -1).contiguous(), times, zeros).backward()
         model.zero_grad(set_to_none=True)
     vae_path = run.out / "vae.safetensors"
-    while not vae_path.is_file():
+    while not polishing and not vae_path.is_file():
         if time.monotonic() - entered > run.seconds:
             raise ValueError(f"{vae_path} did not appear within {run.seconds:.0f} s; run the `vae` stage first")
         time.sleep(0.5)
-    vae = load_vae(vae_path).to(device, memory_format=torch.channels_last)
+    vae = AutoencoderKL.from_pretrained(run.out / name / "vae") if polishing else load_vae(vae_path)
+    vae = _on(device, vae)
     latents, tokens = _encode(run, vae, config["scenes"])
-    latents = (latents.float() * vae.config.scaling_factor).half()
+    latents = (latents.float() * vae.config.scaling_factor).half().contiguous()
     run.log(encoded=len(latents), seconds=round(time.monotonic() - entered, 1))
 
     def loss_of(step: int) -> Tensor:
@@ -324,9 +375,13 @@ def train_denoiser(run: Run) -> None:
         return objective(latents[pick].float(), torch.where(dropped, empty, tokens[pick]), times, noise)
 
     optimise(replace(run, seconds=run.seconds - (time.monotonic() - entered)), model, loss_of)
-    make = build.shapes_sd if run.stage == "shapes-sd" else build.shapes_dit
+    if polishing:  # the decoder may be being polished beside: leave the rest of the pipeline alone
+        for module, folder in zip((model.text, model.denoiser), folders, strict=True):
+            module.half().save_pretrained(folder)
+        return
+    make = build.shapes_sd if name == "shapes-sd" else build.shapes_dit
     pipeline = make(load_vae(vae_path), model.text.float(), model.denoiser.float())
-    pipeline.to("cpu").to(torch.float16).save_pretrained(run.out / run.stage)
+    pipeline.to("cpu").to(torch.float16).save_pretrained(run.out / name)
 
 
 def evaluate(run: Run, names: Iterable[str], prompts: int) -> None:
@@ -376,6 +431,9 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "judge": train_judge,
     "shapes-sd": train_denoiser,
     "shapes-dit": train_denoiser,
+    "vae-polish": polish_decoder,
+    "shapes-sd-polish": train_denoiser,
+    "shapes-dit-polish": train_denoiser,
 }
 
 
@@ -388,6 +446,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=math.inf, help="cap of one stage, compilation included")
+    parser.add_argument("--stop-after", type=float, default=math.inf, help="pause a stage after this many steps")
     parser.add_argument("--steps", type=int, help="override the configured steps (for a quick trial)")
     parser.add_argument("--batch", type=int, help="override the configured batch")
     parser.add_argument("--scenes", type=int, help="override the number of encoded scenes")
@@ -408,10 +467,11 @@ def main(arguments: list[str] | None = None) -> int:
             stage=stage,
             out=options.out,
             device=torch.device(options.device),
-            seed=settings["seed"],
+            seed=config.get("seed", settings["seed"]),
             config=config,
             object_weights=settings["object_weights"],
             seconds=options.seconds,
+            stop_after=options.stop_after,
             compile=not options.no_compile,
         )
         if stage == "evaluate":
