@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import hashlib
 import io
 import platform
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from analysis.cards import device_card
 from analysis.experiment import Experiment
 from analysis.plan import NOISE_FLOOR, REFERENCE, Plan
 from analysis.pricing import FALLBACK, NOT_SUPPORTED, CostRow
-from analysis.scoring import QualityRow, Verdict, verdicts
+from analysis.scoring import PromptRow, QualityRow, Verdict, verdicts
 from analysis.store import write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from analysis.store import Images
 
+SCORES = "scores.csv"
 GRID_COLUMNS = 8
 FEW_PROMPTS = 512  # below it, differences that matter drown: 2,048 separated what 512 could not
 FEW_FOR_FRECHET = 2048
@@ -37,6 +39,7 @@ class Run:
     experiment: Experiment
     key: str
     quality: tuple[QualityRow, ...]
+    prompts: tuple[PromptRow, ...]
     costs: tuple[CostRow, ...]
     unused_rules: Mapping[str, Sequence[str]]
     seconds: Mapping[str, float]
@@ -73,8 +76,10 @@ class Run:
 
 
 def write_results(run: Run, plan: Plan, images: Mapping[str, Images], command: str) -> None:
-    """results.csv, costs.csv, grid.png, pareto-*.png, and results.json, from which the page is written."""
+    """results.csv, scores.csv, costs.csv, grid.png, pareto-*.png, and results.json, from which the page is written."""
     write_atomic(run.path / "results.csv", comma_separated([asdict(row) for row in run.quality]))
+    scores = comma_separated([asdict(row) for row in run.prompts])
+    write_atomic(run.path / SCORES, scores)
     write_atomic(run.path / "costs.csv", comma_separated([asdict(row) for row in run.costs]))
     judged = verdicts(plan, run.quality)
     grid = grid_rows(plan, images, run.quality)
@@ -96,6 +101,7 @@ def write_results(run: Run, plan: Plan, images: Mapping[str, Images], command: s
             {"label": row.label, "role": row.role, "summary": row.scheme.summary, "prompts": row.prompts}
             for row in plan.rows
         ],
+        "scores": hashlib.sha256(scores).hexdigest(),
         "quality": [asdict(row) for row in run.quality],
         "verdicts": [
             {**asdict(verdict), "indistinguishable": verdict.indistinguishable} for verdict in judged.values()

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -163,7 +163,8 @@ def held_out(count: int, objects: Sequence[int], seed: int) -> Scenes:
     if count > LARGEST_SAMPLE:
         raise ValueError(f"at most {LARGEST_SAMPLE} prompts, not {count}")
     share = -(-count // len(objects))
-    parts = [scenes.held_out(share, objects=number, seed=seed) for number in objects]
+    # A seed per number of objects: with the same one, scenes of two and of three objects would share their first two.
+    parts = [scenes.held_out(share, objects=number, seed=10 * seed + number) for number in objects]
     stacked = {
         field.name: torch.stack([getattr(part, field.name) for part in parts], dim=1).flatten(0, 1)[:count]
         for field in dataclasses.fields(scenes.Scenes)
@@ -177,9 +178,10 @@ def calibration_captions(experiment: Experiment) -> list[str]:
     return held_out(quality.calibration, quality.objects, quality.seed + 1_000_003).captions()
 
 
-def surroundings(checkpoint: Path) -> dict[str, str]:
+def surroundings(checkpoint: Path, variant: str = "") -> dict[str, str]:
     """What results depend on besides the experiment: the checkpoint's bytes, our sources, the libraries' versions.
 
+    variant: what is done to the checkpoint on loading ("" nothing).
     Raises ValueError for a checkpoint that is not there, or that is cut short.
     """
     if not checkpoint.is_dir():
@@ -188,12 +190,15 @@ def surroundings(checkpoint: Path) -> dict[str, str]:
     for path in files:
         if path.suffix == ".safetensors":
             check_safetensors(path)
-    found = {"fpsim": version("fpsim"), "sources": _sources(), "device": "cpu"}
-    found["checkpoint"] = digest({str(path.relative_to(checkpoint)): file_digest(path) for path in files})
+    found = {"fpsim": version("fpsim"), "sources": sources(), "device": "cpu"}
+    hashes = {str(path.relative_to(checkpoint)): file_digest(path) for path in files}
+    found["checkpoint"] = digest({"files": hashes, "variant": variant})
     return found | {library: version(library) for library in _LIBRARIES}
 
 
-def _sources() -> str:
+@cache
+def sources() -> str:
+    """Hash of the source files that pictures depend on, as they were when this process first asked."""
     root = Path(__file__).parent.parent
     paths = [path for folder in _SOURCES for path in (root / folder).rglob("*.py")]
     paths += [root / name for name in _FILES]

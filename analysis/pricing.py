@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import analysis
 from analysis.experiment import Experiment
 from analysis.plan import REFERENCE, Plan
+from analysis.registry import workload
 
 if TYPE_CHECKING:
     from hwmodels import Workload
@@ -59,11 +59,11 @@ def price(plan: Plan, progress: Callable[[], None] = lambda: None) -> tuple[Cost
             schemes[row.configuration.scheme] = (row.configuration.scheme, row.scheme)
     found: list[CostRow] = []
     for model in experiment.cost.models:
-        workload = analysis.trace(model, batch=rows_per_call(experiment, model))
+        operations = workload(model, rows_per_call(experiment, model))
         for device in experiment.cost.devices:
             base: float | None = None
             for label, (name, scheme) in schemes.items():
-                priced = _price(experiment, model, workload, device, label, name, scheme, base)
+                priced = _price(experiment, model, operations, device, label, name, scheme, base)
                 base = priced.time_per_call if label == experiment.cost.baseline else base
                 found.append(priced)
             progress()
@@ -81,7 +81,7 @@ def rows_per_call(experiment: Experiment, model: str) -> int:
 def _price(
     experiment: Experiment,
     model: str,
-    workload: Workload,
+    operations: Workload,
     device: str,
     label: str,
     name: str,
@@ -92,7 +92,7 @@ def _price(
 
     cost = experiment.cost
     try:
-        estimate = hwmodels.estimate(workload, scheme, device=device, mode=cost.mode)  # type: ignore[arg-type]
+        estimate = hwmodels.estimate(operations, scheme, device=device, mode=cost.mode)  # type: ignore[arg-type]
     except hwmodels.UnsupportedFormat as error:
         return CostRow(
             configuration=label,

@@ -7,8 +7,12 @@ import difflib
 import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.experiment import unknown
+
+if TYPE_CHECKING:
+    from hwmodels import Workload
 
 HERE = Path(__file__).parent
 
@@ -61,7 +65,16 @@ def models() -> dict[str, str]:
     from analysis.models import MODELS, embedded
 
     full = {name: f"{row.title}, full size, configuration only" for name, row in MODELS.items()}
-    return full | dict.fromkeys(embedded.NAMES, "embedded pipeline, trained, measured by `fpsim whatif`")
+    return full | {name: f"embedded: {row.description}" for name, row in embedded.PIPELINES.items()}
+
+
+def workload(name: str, batch: int = 1) -> Workload:
+    """The operations of one denoiser call of anything `models()` names. Raises ValueError for another name."""
+    import analysis
+    from analysis.models import embedded
+
+    row = embedded.PIPELINES.get(name)
+    return analysis.trace(name if row is None else row.directory, batch=batch)
 
 
 KINDS: Mapping[str, Callable[[], dict[str, str]]] = {

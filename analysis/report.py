@@ -127,11 +127,12 @@ def headline(
             "other": [DECISIVE_NAMES[metric] for metric in judged[label]["better"]],
         }
         (same if judged[label]["indistinguishable"] else apart).append(row)
+    hidden = [row["label"] for row in same] or [NOISE_FLOOR]
     return {
         "same": same,
         "apart": apart,
         "model": model,
-        "resolution": f"{100 * max((judged[label]['resolution'] for label in whole), default=0):.1f}",
+        "resolution": f"{100 * max(judged[label]['resolution'] for label in hidden):.1f}",
         "floor": interval_cell(changes[NOISE_FLOOR, "psnr"], short=True),
     }
 

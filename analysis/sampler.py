@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.experiment import Experiment
-from analysis.plan import Batch, Plan, Row, calibration_captions
+from analysis.plan import Batch, Plan, Row, calibration_captions, sources
 from analysis.store import RunDirectory
 from analysis.workers import quiet, serve
 
@@ -88,6 +88,8 @@ def main() -> None:
     torch.set_num_threads(1)
     run = RunDirectory.existing(Path(sys.argv[1]))
     manifest = run.manifest()
+    if manifest["surroundings"]["sources"] != sources():
+        raise ValueError("the package's sources changed after the run began; start it again")
     sampler = Sampler(Plan(Experiment.from_dict(manifest["experiment"]), manifest["surroundings"]))
 
     def handle(task: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:

@@ -58,21 +58,49 @@ class QualityRow:
     kind: str = "measured"
 
 
-def score(
-    plan: Plan, images: Mapping[str, Images], progress: Callable[[], None] = lambda: None
-) -> tuple[QualityRow, ...]:
-    """The quality table. images: row label -> float32 (N, 3, H, W) in [0, 1]; `progress` is called after each row."""
+@dataclass(frozen=True, kw_only=True)
+class PromptRow:
+    """One picture's scores; psnr and ssim are to full precision, None for full precision itself."""
+
+    configuration: str
+    prompt: int
+    caption: str
+    seed: int
+    correct: bool
+    residual: float
+    psnr: float | None
+    ssim: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The quality table, and what it is made of."""
+
+    rows: tuple[QualityRow, ...]
+    prompts: tuple[PromptRow, ...]
+
+
+def score(plan: Plan, images: Mapping[str, Images], progress: Callable[[], None] = lambda: None) -> Scores:
+    """Score the pictures of a plan.
+
+    images: row label -> float32 (N, 3, H, W) in [0, 1]; `progress` is called after each row.
+    """
     import torch
 
     from analysis.metrics import evaluate
     from analysis.scenes import render
 
+    everything = plan.experiment.quality.prompts
     clean = render(plan.scenes)
     qualities: dict[str, Any] = {}
     for row in plan.rows:
         reference = None if row.label == REFERENCE else torch.from_numpy(images[REFERENCE][: row.prompts])
         qualities[row.label] = evaluate(
-            torch.from_numpy(images[row.label]), plan.scenes[: row.prompts], reference=reference, clean=clean
+            torch.from_numpy(images[row.label]),
+            plan.scenes[: row.prompts],
+            reference=reference,
+            # The bias of a Fréchet distance depends on how many pictures there are: only equal numbers compare.
+            clean=clean if row.prompts == everything > 1 else None,
         )
         progress()
     found: list[QualityRow] = []
@@ -86,7 +114,28 @@ def score(
                 reference=torch.from_numpy(images[twin.label][: row.prompts]),
             )
             found += [_interval(plan, row, metric, getattr(pair, metric), twin.label) for metric in ("psnr", "ssim")]
-    return tuple(found)
+    prompts = [entry for row in plan.rows for entry in _prompts(plan, row, qualities[row.label])]
+    return Scores(rows=tuple(found), prompts=tuple(prompts))
+
+
+def _prompts(plan: Plan, row: Row, quality: Any) -> list[PromptRow]:
+    correct, residual = numbers(quality.correct), numbers(quality.residual)
+    pairs = [(None, None)] * row.prompts
+    if quality.psnr is not None:
+        pairs = list(zip(numbers(quality.psnr).tolist(), numbers(quality.ssim).tolist(), strict=True))
+    return [
+        PromptRow(
+            configuration=row.label,
+            prompt=index,
+            caption=plan.captions[index],
+            seed=seed,
+            correct=bool(correct[index]),
+            residual=float(residual[index]),
+            psnr=psnr,
+            ssim=ssim,
+        )
+        for index, (seed, (psnr, ssim)) in enumerate(zip(plan.seeds(row), pairs, strict=True))
+    ]
 
 
 def twin_of(plan: Plan, row: Row) -> Row | None:

@@ -93,8 +93,12 @@ def pack_images(images: Images, identity: str) -> bytes:
     from safetensors.numpy import save
 
     data = np.ascontiguousarray(images, dtype="<f4")
-    metadata = {"identity": identity, "sha256": hashlib.sha256(data.tobytes()).hexdigest()}
-    return save({"images": data}, metadata)
+    # One key, because the order of several is not fixed: equal pictures are equal files.
+    return save({"images": data}, {"batch": _seal(data, identity)})
+
+
+def _seal(data: Images, identity: str) -> str:
+    return f"{identity} {hashlib.sha256(data.tobytes()).hexdigest()}"
 
 
 def unpack_images(data: bytes, identity: str) -> Images:
@@ -108,9 +112,10 @@ def unpack_images(data: bytes, identity: str) -> Images:
         images = load(data)["images"]
     except (struct.error, ValueError, KeyError, AttributeError, OverflowError, SafetensorError) as error:
         raise DamagedFile(f"not a whole safetensors file ({error})") from error
-    if metadata.get("identity") != identity:
+    seal = str(metadata.get("batch", ""))
+    if not seal.startswith(f"{identity} "):
         raise DamagedFile("it holds another batch")
-    if metadata.get("sha256") != hashlib.sha256(images.tobytes()).hexdigest():
+    if seal != _seal(images, identity):
         raise DamagedFile("its content does not match its hash")
     return np.asarray(images, dtype=np.float32)
 

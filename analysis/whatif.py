@@ -74,7 +74,7 @@ def run(
             images = measure(plan, directory, workers, tell)
         with timed(seconds, "scoring"):
             done = Counter("scoring", len(plan.rows), tell)
-            quality = score(plan, images, done)
+            scores = score(plan, images, done)
         with timed(seconds, "pricing"):
             done = Counter("pricing", len(experiment.cost.models) * len(experiment.cost.devices), tell)
             costs = price(plan, done)
@@ -82,7 +82,8 @@ def run(
             path=directory.path,
             experiment=experiment,
             key=plan.key,
-            quality=quality,
+            quality=scores.rows,
+            prompts=scores.prompts,
             costs=costs,
             unused_rules=unused,
             seconds=seconds,
@@ -98,14 +99,13 @@ def run(
 
 def make_plan(experiment: Experiment) -> Plan:
     """The work, with the hashes of what it depends on. Raises ValueError for a missing or truncated checkpoint."""
-    return Plan(experiment, surroundings(pipeline_path(experiment.quality.pipeline)))
-
-
-def pipeline_path(name: str) -> Path:
-    """The directory of an embedded pipeline, or the one named."""
     from analysis.models import embedded
 
-    return embedded.path(name) if name in embedded.NAMES else Path(name)
+    name = experiment.quality.pipeline
+    row = embedded.PIPELINES.get(name)
+    if row is None:
+        return Plan(experiment, surroundings(Path(name)))
+    return Plan(experiment, surroundings(row.directory, variant=name if row.outliers else ""))
 
 
 def check(plan: Plan) -> dict[str, list[str]]:

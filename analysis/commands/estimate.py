@@ -36,11 +36,11 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("give an operation with its sizes, or --model NAME: fpsim estimate gemm 4096 4096 4096 ...")
     subject: Any
     if options.model:
-        import analysis
+        from analysis import registry
 
         if options.batch < 1:
             raise ValueError(f"--batch must be at least 1, not {options.batch}")
-        subject = analysis.trace(options.model, batch=options.batch)
+        subject = registry.workload(options.model, options.batch)
     else:
         subject = parse_operation(options.operation)
     spec = precision(options.spec)

@@ -135,9 +135,9 @@ def method_card(name: str) -> dict[str, Any]:
 
 
 def model_card(name: str) -> dict[str, Any]:
-    import analysis
+    from analysis import registry
 
-    workload = analysis.trace(name)
+    workload = registry.workload(name)
     totals = {kind: dataclasses.asdict(total) for kind, total in workload.totals().items()}
     return {
         "parameters": workload.parameters,

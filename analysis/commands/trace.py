@@ -24,12 +24,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    import analysis
+    from analysis import registry
     from analysis.units import count
 
     if options.batch < 1:
         raise ValueError(f"--batch must be at least 1, not {options.batch}")
-    workload = analysis.trace(options.model, batch=options.batch)
+    workload = registry.workload(options.model, options.batch)
     if options.json:
         say(workload.to_json())
         return

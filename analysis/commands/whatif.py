@@ -20,6 +20,11 @@ HELP = "measure quality, project cost, write the report"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", nargs="?", default="default", help="a .toml file, or a shipped one's name")
+    shared_arguments(parser)
+
+
+def shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that measures."""
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run directories go (default: runs)")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")

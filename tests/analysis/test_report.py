@@ -79,6 +79,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         experiment=plan.experiment,
         key=plan.key,
         quality=quality(plan),
+        prompts=(),
         costs=price(plan),
         unused_rules={"fp8-w8a8": ["*.nowhere"]},
         seconds={"measuring": 61.0},
