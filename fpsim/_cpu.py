@@ -12,20 +12,35 @@ import numpy as np
 
 from fpsim import _jit
 from fpsim._kernels import products, vector
-from fpsim._kernels.accumulate import NO_FLOOR, ZERO, Fused, Sum
+from fpsim._kernels.accumulate import INFINITE, NAN, NO_FLOOR, ZERO, Exact, Fused, Grouped, Sum, TwoStage
 from fpsim._operands import unpack
-from fpsim.accumulators import Accumulator, FusedDot, IntegerAccumulator, Promoted, SequentialFma, SplitK
-from fpsim.codec import Array, decode
+from fpsim.accumulators import (
+    Accumulator,
+    FusedDot,
+    GroupedDot,
+    IntegerAccumulator,
+    PairwiseTree,
+    Promoted,
+    SequentialFma,
+    SplitK,
+    TwoStageDot,
+)
+from fpsim.codec import Array, decode, encode
 from fpsim.formats import Format, container, scalar_format
 from fpsim.reference import ENGINE_NAN, split_ranges
 from fpsim.rounding import rounding as find_rounding
 from fpsim.spec import MatmulSpec
 
+Scales = tuple[Array, Array]
 
-def accumulate(a: Array, b: Array, c: Array, spec: MatmulSpec) -> None:
-    """c = c + a @ b in place. Codes a (M, K), b (K, N); c (M, N) codes of the accumulator's container, as integers."""
+
+def accumulate(a: Array, b: Array, c: Array, spec: MatmulSpec, scales: Scales | None = None) -> None:
+    """c = c + a @ b in place. Codes a (M, K), b (K, N); c (M, N) codes of the accumulator's container, as integers.
+
+    scales : block-scaled kinds: scale codes (M, K/block) and (K/block, N); scaled promotions: float32 values.
+    """
     if a.shape[1]:
-        _RUNNERS[type(spec.accumulator)](a, b, c, spec, spec.accumulator)
+        _RUNNERS[type(spec.accumulator)](a, b, c, spec, spec.accumulator, scales)
 
 
 # -- fused dot products -------------------------------------------------------------------------------------------
@@ -34,12 +49,16 @@ def accumulate(a: Array, b: Array, c: Array, spec: MatmulSpec) -> None:
 class _FusedProduct:
     """Operands of a fused dot product, unpacked once; `run` chains over a range of k."""
 
-    def __init__(self, a: Array, b: Array, spec: MatmulSpec, kind: FusedDot) -> None:
+    def __init__(self, a: Array, b: Array, spec: MatmulSpec, kind: FusedDot, scales: Scales | None = None) -> None:
         self.depth, self.terms = a.shape[1], kind.terms or a.shape[1]
         self.plan = fused_plan(kind, spec.a, spec.b, self.terms)
         self.sa, self.ea = unpack(a, spec.a)
         self.sb, self.eb = unpack(np.ascontiguousarray(b.T), spec.b)
         self.vector = vector_plan(kind, spec.a, spec.b, self.terms)
+        if scales is not None:
+            self.vector = None
+            self.ea = _scaled_exponents(self.ea, scales[0], spec)
+            self.eb = _scaled_exponents(self.eb, np.ascontiguousarray(scales[1].T), spec)
         if self.vector is not None:
             self._prepare(a, b, spec, self.vector)
 
@@ -106,21 +125,101 @@ class _FusedProduct:
         return redo
 
 
-def _fused(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: FusedDot) -> None:
-    _FusedProduct(a, b, spec, kind).run(c, 0, a.shape[1])
+def _scaled_exponents(exponents: Array, scales: Array, spec: MatmulSpec) -> Array:
+    """Exponents with those of their block's power-of-two scale; a NaN scale makes NaN of the whole block."""
+    _, powers = unpack(scales, scalar_format(spec.scale or "e8m0"))
+    per_element = np.repeat(powers, spec.block or 1, axis=1)[:, : exponents.shape[1]]
+    moved = np.where((exponents == ZERO) | (exponents >= INFINITE), exponents, exponents + per_element)
+    return np.where(per_element == NAN, NAN, moved).astype(np.int16)
 
 
-def _promoted(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: Promoted) -> None:
-    if container(kind.output).name != "f32" or container(kind.inner.output).name != "f32":
-        raise ValueError(f"Promoted adds float32 sums, got output={kind.output!r}, inner output={kind.inner.output!r}")
-    if kind.inner.terms is None or kind.every % kind.inner.terms:
-        raise ValueError(f"Promoted.every ({kind.every}) must be a multiple of the inner terms ({kind.inner.terms})")
+def _fused(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: FusedDot, scales: Scales | None) -> None:
+    if kind.fraction_bits is None:
+        _exact(a, b, c, spec, kind)
+    else:
+        _FusedProduct(a, b, spec, kind, scales).run(c, 0, a.shape[1])
+
+
+def _exact(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: FusedDot) -> None:
+    held = container(kind.output)
+    if spec.a.kind != "float" or spec.b.kind != "float" or held.mantissa_bits > 23:
+        raise ValueError(f"an exact FusedDot takes floats and gives at most f32, got {spec.a.name} x {spec.b.name}")
+    sa, ea = unpack(a, spec.a)
+    sb, eb = unpack(np.ascontiguousarray(b.T), spec.b)
+    bits = spec.a.mantissa_bits + spec.b.mantissa_bits
+    origin = min(spec.a.minimum_exponent + spec.b.minimum_exponent - bits, held.minimum_exponent - held.mantissa_bits)
+    top = max(_top_exponent(spec.a) + _top_exponent(spec.b) + 2, held.bias + 1)
+    plan = Exact(kind.terms or a.shape[1], origin, bits, sum_plan(kind.output, kind.rounding))
+    limbs = (top - origin + 64 + a.shape[1].bit_length()) // 32 + 2
+    _rows(lambda i, j: products.exact(sa, ea, sb, eb, plan, limbs, c, i, j), c, a.shape[1])
+
+
+def _two_stage(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: TwoStageDot, scales: Scales | None) -> None:
+    del scales
+    bits = spec.a.mantissa_bits + spec.b.mantissa_bits
+    if spec.a.kind != "float" or spec.b.kind != "float" or bits > 24 or kind.terms > 64:
+        raise ValueError(
+            f"a TwoStageDot takes floats of at most 13 significant bits, got {spec.a.name} x {spec.b.name}"
+        )
+    sa, ea = unpack(a, spec.a)
+    sb, eb = unpack(np.ascontiguousarray(b.T), spec.b)
+    plan = TwoStage(
+        kind.terms, kind.fraction_bits, kind.sum_fraction_bits, kind.interleaved, bits, sum_plan(kind.output, "rne")
+    )
+    _rows(lambda i, j: products.two_stage(sa, ea, sb, eb, plan, c, i, j), c, a.shape[1])
+
+
+def _grouped(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: GroupedDot, scales: Scales | None) -> None:
+    if scales is None or spec.scale is None or spec.block is None:
+        raise ValueError("a GroupedDot needs scale codes: give the spec scale= and block=, and matmul a_scale, b_scale")
+    if spec.block % kind.group or any(row.bits > 8 or row.nan != "none" for row in (spec.a, spec.b)):
+        raise ValueError(f"a GroupedDot takes finite formats of at most 8 bits and blocks of whole groups, got {spec}")
+    scale = scalar_format(spec.scale)
+    points = [row.mantissa_bits - row.minimum_exponent for row in (spec.a, spec.b)]
+    x = (decode(a, spec.a) * 2.0 ** points[0]).astype(np.int32)
+    y = (decode(np.ascontiguousarray(b.T), spec.b) * 2.0 ** points[1]).astype(np.int32)
+    fa, ea = unpack(scales[0], scale)
+    fb, eb = unpack(np.ascontiguousarray(scales[1].T), scale)
+    plan = Grouped(
+        kind.group,
+        kind.groups,
+        kind.fraction_bits,
+        NO_FLOOR if kind.zero_exponent is None else kind.zero_exponent,
+        sum(points) + 2 * scale.mantissa_bits,
+        spec.block,
+        sum_plan(kind.output, kind.rounding),
+    )
+    _rows(lambda i, j: products.grouped(x, fa, ea, y, fb, eb, plan, c, i, j), c, a.shape[1])
+
+
+def _promoted(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: Promoted, scales: Scales | None) -> None:
+    held = container(kind.output)
+    if held.name not in ("f32", "f16") or container(kind.inner.output) != held:
+        raise ValueError(f"Promoted adds float32 or float16 sums of the same kind, got {kind}")
+    if kind.inner.terms is None or kind.every % kind.inner.terms or kind.inner.fraction_bits is None:
+        raise ValueError(f"Promoted.every ({kind.every}) must be a multiple of the inner terms, which truncate: {kind}")
+    if kind.scaled and scales is None:
+        raise ValueError("this engine scales every promotion: a_scale (M, groups) and b_scale (groups, N) are needed")
+    if kind.operands:
+        a, b = _converted(a, spec.a, kind.operands), _converted(b, spec.b, kind.operands)
+        spec = MatmulSpec(kind.operands, kind.operands, spec.accumulator, spec.out)
     a, b = _reorder(a, b, kind)
     product = _FusedProduct(a, b, spec, kind.inner)
-    for start in range(0, a.shape[1], kind.every):
+    for group, start in enumerate(range(0, a.shape[1], kind.every)):
         part = np.zeros_like(c)
         product.run(part, start, min(start + kind.every, a.shape[1]))
-        _add_f32(c, part)
+        if kind.scaled and scales is not None:
+            with np.errstate(all="ignore"):
+                scale = scales[0][:, group, None] * scales[1][None, group]
+            value = c.view(np.float32)
+            products.fma_into(scale, part.view(np.float32), value, 0, c.shape[0])
+            c[np.isnan(value)] = ENGINE_NAN["f32"]
+        else:
+            _add(c, part, held)
+
+
+def _converted(codes: Array, row: Format, target: str) -> Array:
+    return encode(decode(codes, row), target, conversion="ocp-nonsat")
 
 
 def _reorder(a: Array, b: Array, kind: Promoted) -> tuple[Array, Array]:
@@ -135,28 +234,30 @@ def _reorder(a: Array, b: Array, kind: Promoted) -> tuple[Array, Array]:
     return np.ascontiguousarray(a[:, k]), np.ascontiguousarray(b[k])
 
 
-def _split_k(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: SplitK) -> None:
+def _split_k(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: SplitK, scales: Scales | None) -> None:
     for start, stop in split_ranges(a.shape[1], kind.splits, kind.tile):
         part = np.zeros_like(c)
         piece_a, piece_b = np.ascontiguousarray(a[:, start:stop]), np.ascontiguousarray(b[start:stop])
-        _RUNNERS[type(kind.inner)](piece_a, piece_b, part, spec, kind.inner)
-        _add_f32(c, part)
+        _RUNNERS[type(kind.inner)](piece_a, piece_b, part, spec, kind.inner, scales)
+        _add(c, part, container(kind.output))
 
 
-def _add_f32(total: Array, part: Array) -> None:
-    """IEEE float32 addition of two arrays of bit patterns, in place; NaN is the engine's."""
-    value = total.view(np.float32)
+def _add(total: Array, part: Array, held: Format) -> None:
+    """IEEE addition of two arrays of float bit patterns, in place; NaN is the engine's."""
+    dtype = f"f{held.bits // 8}"
+    value = total.view(dtype)
     with np.errstate(all="ignore"):
-        np.add(value, part.view(np.float32), out=value)
-    total[np.isnan(value)] = ENGINE_NAN["f32"]
+        np.add(value, part.view(dtype), out=value)
+    total[np.isnan(value)] = ENGINE_NAN[held.name]
 
 
-# -- sequential and integer accumulators --------------------------------------------------------------------------
+# -- sequential, pairwise and integer accumulators ----------------------------------------------------------------
 
 
-def _sequential(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: SequentialFma) -> None:
-    if kind.output not in ("f32", "f64") or kind.rounding != "rne":
-        raise ValueError(f"SequentialFma runs in f32 or f64 with rounding 'rne', got {kind}")
+def _sequential(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: SequentialFma, scales: Scales | None) -> None:
+    del scales
+    if kind.output not in ("f32", "f64") or kind.rounding != "rne" or (kind.flush and kind.output != "f32"):
+        raise ValueError(f"SequentialFma runs in f32 or f64 with rounding 'rne', flushing in f32 only; got {kind}")
     dtype = np.dtype(np.float32 if kind.output == "f32" else np.float64)
     x, y = decode(a, spec.a), decode(b, spec.b)
     if dtype.itemsize < max(x.dtype.itemsize, y.dtype.itemsize):
@@ -164,15 +265,43 @@ def _sequential(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: Sequential
             f"operands {spec.a.name} x {spec.b.name} do not fit a {kind.output} multiplier; use output='f64'"
         )
     x, y, total = x.astype(dtype), y.astype(dtype), c.view(dtype)
-    _rows(lambda i, j: products.sequential_fma(x, y, total, i, j), c, a.shape[1])
+    if kind.order == "odd-even":
+        pad = x.shape[1] % 2
+        x, y = np.pad(x, ((0, 0), (0, pad))), np.pad(y, ((0, pad), (0, 0)))
+        k = np.arange(x.shape[1]) ^ 1
+        x, y = np.ascontiguousarray(x[:, k]), np.ascontiguousarray(y[k])
+    if kind.flush:
+        smallest = np.float32(2.0**-126)
+        for array in (x, y, total):
+            array[np.abs(array) < smallest] *= np.float32(0)
+        _rows(lambda i, j: products.sequential_fma_flush(x, y, smallest, total, i, j), c, a.shape[1])
+    else:
+        _rows(lambda i, j: products.sequential_fma(x, y, total, i, j), c, a.shape[1])
     c[np.isnan(total)] = np.array(ENGINE_NAN[kind.output], np.uint64).astype(c.dtype)
 
 
-def _integer(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: IntegerAccumulator) -> None:
+def _pairwise(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: PairwiseTree, scales: Scales | None) -> None:
+    del scales
+    x, y, total = decode(a, spec.a), decode(b, spec.b), c.view(np.float32)
+    if kind.output != "f32" or x.dtype != np.float32 or y.dtype != np.float32:
+        raise ValueError(f"PairwiseTree adds in f32, got {spec.a.name} x {spec.b.name} into {kind.output}")
+    pad = -x.shape[1] % kind.terms
+    x, y = np.pad(x, ((0, 0), (0, pad))), np.pad(y, ((0, pad), (0, 0)))
+    if kind.flush:
+        x[np.abs(x) < np.float32(spec.a.smallest_normal)] = 0
+        y[np.abs(y) < np.float32(spec.b.smallest_normal)] = 0
+        total[np.abs(total) < np.float32(2.0**-126)] = 0
+    smallest = np.float32(2.0**-126 if kind.flush else 0)
+    _rows(lambda i, j: products.pairwise_tree(x, y, kind.terms, smallest, total, i, j), c, a.shape[1])
+    c[np.isnan(total)] = ENGINE_NAN["f32"]
+
+
+def _integer(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: IntegerAccumulator, scales: Scales | None) -> None:
+    del scales
     if spec.a.kind != "int" or spec.b.kind != "int" or spec.a.bias or spec.b.bias:
         raise ValueError(f"an IntegerAccumulator takes integer operands, got {spec.a.name} x {spec.b.name}")
     low, high = -(1 << (kind.bits - 1)), (1 << (kind.bits - 1)) - 1
-    if kind.overflow == "wrap":
+    if kind.overflow == "wrap" and kind.step_bits is None:
         _rows(lambda i, j: products.integer_wrap(a, b, c, i, j), c, a.shape[1])
         if kind.bits < 32:
             c[...] = ((c.astype(np.int64) - low) & ((1 << kind.bits) - 1)) + low
@@ -180,13 +309,21 @@ def _integer(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: IntegerAccumu
     if c.min() < low or c.max() > high:
         raise ValueError(f"c leaves the range of the {kind.bits}-bit accumulator ({low} to {high})")
     largest = max(abs(spec.a.min), spec.a.max) * max(abs(spec.b.min), spec.b.max)
-    if kind.overflow == "saturate" and largest + high < 2**31:
+    if kind.overflow == "saturate" and kind.step == 1 and kind.step_bits is None and largest + high < 2**31:
         _rows(lambda i, j: products.integer_saturate(a, b, low, high, c, i, j), c, a.shape[1])
         return
+    step_bits = kind.step_bits or 63
+    plan = products.Integer(
+        low=low,
+        high=high,
+        overflow=("wrap", "saturate", "error").index(kind.overflow),
+        step=kind.step,
+        step_low=-(1 << (step_bits - 1)),
+        step_high=(1 << (step_bits - 1)) - 1,
+    )
     failed = np.full((c.shape[0], 3), -1, np.int64)
-    saturate = kind.overflow == "saturate"
-    _rows(lambda i, j: products.integer_wide(a, b, low, high, saturate, c, failed, i, j), c, a.shape[1])
-    if not saturate and (failed[:, 0] >= 0).any():
+    _rows(lambda i, j: products.integer_wide(a, b, plan, c, failed, i, j), c, a.shape[1])
+    if (failed[:, 0] >= 0).any():
         i = int(np.argmax(failed[:, 0] >= 0))
         j, k, total = (int(v) for v in failed[i])
         raise OverflowError(
@@ -195,11 +332,14 @@ def _integer(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: IntegerAccumu
 
 
 #: kind of accumulator -> its runner
-_RUNNERS: dict[type[Accumulator], Callable[[Array, Array, Array, MatmulSpec, Any], None]] = {
+_RUNNERS: dict[type[Accumulator], Callable[[Array, Array, Array, MatmulSpec, Any, Scales | None], None]] = {
     FusedDot: _fused,
+    GroupedDot: _grouped,
+    TwoStageDot: _two_stage,
     Promoted: _promoted,
     SplitK: _split_k,
     SequentialFma: _sequential,
+    PairwiseTree: _pairwise,
     IntegerAccumulator: _integer,
 }
 
@@ -217,31 +357,36 @@ def fused_plan(kind: FusedDot, a: Format, b: Format, depth: int) -> Fused:
     if a.kind != "float" or b.kind != "float":
         raise ValueError(f"a FusedDot takes float operands, got {a.name} x {b.name}; see IntegerAccumulator")
     if kind.fraction_bits is None:
-        raise ValueError("an exact FusedDot (fraction_bits=None) runs with backend='reference' only")
+        raise ValueError("an exact FusedDot has no truncation plan; it runs on its own, not inside another accumulator")
     terms = kind.terms or max(depth, 1)
     product_bits = a.mantissa_bits + b.mantissa_bits
     if max(kind.fraction_bits, product_bits) + (terms + 1).bit_length() + 2 > 62:
         raise ValueError(
             f"{terms} products of {a.name} x {b.name} with {kind.fraction_bits} fraction bits do not fit a 63-bit sum"
         )
-    held, row = container(kind.output), scalar_format(kind.output)
     return Fused(
         terms=terms,
         fraction_bits=kind.fraction_bits,
         zero_exponent=NO_FLOOR if kind.zero_exponent is None else kind.zero_exponent,
         product_fraction_bits=product_bits,
-        sum=Sum(
-            rounding=find_rounding(kind.rounding).code,
-            mantissa_bits=row.mantissa_bits,
-            minimum_exponent=row.minimum_exponent,
-            max_code=row.max_code,
-            widen=held.mantissa_bits - row.mantissa_bits,
-            container_mantissa_bits=held.mantissa_bits,
-            container_exponent_bits=held.exponent_bits,
-            infinity=held.infinity_code or 0,
-            nan=ENGINE_NAN[held.name],
-            sign_bit=held.sign_bit,
-        ),
+        sum=sum_plan(kind.output, kind.rounding),
+    )
+
+
+def sum_plan(output: str, rounding: str) -> Sum:
+    """Where sums are rounded to, flattened to integers."""
+    held, row = container(output), scalar_format(output)
+    return Sum(
+        rounding=find_rounding(rounding).code,
+        mantissa_bits=row.mantissa_bits,
+        minimum_exponent=row.minimum_exponent,
+        max_code=row.max_code,
+        widen=held.mantissa_bits - row.mantissa_bits,
+        container_mantissa_bits=held.mantissa_bits,
+        container_exponent_bits=held.exponent_bits,
+        infinity=held.infinity_code or 0,
+        nan=ENGINE_NAN[held.name],
+        sign_bit=held.sign_bit,
     )
 
 
@@ -269,5 +414,10 @@ def vector_plan(kind: FusedDot, a: Format, b: Format, terms: int) -> vector.Vect
 
 def _small_exponents(a: Format, b: Format) -> bool:
     """Whether exponents and their sums, with a mark for zero, fit int8."""
-    tops = [int(np.frexp(row.max)[1]) - 1 for row in (a, b)]
+    tops = [_top_exponent(row) for row in (a, b)]
     return max(tops) - 64 < a.minimum_exponent + b.minimum_exponent and sum(tops) < 128
+
+
+def _top_exponent(row: Format) -> int:
+    """Exponent of the largest finite value."""
+    return int(np.frexp(row.max)[1]) - 1

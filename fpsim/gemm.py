@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from fpsim import _cpu
 from fpsim._names import unknown
+from fpsim.accumulators import Promoted, SplitK
 from fpsim.codec import Array, as_codes, encode
-from fpsim.formats import Format, container
+from fpsim.formats import Format, container, scalar_format
 from fpsim.reference import dot as reference_dot
 from fpsim.spec import MatmulSpec
 
@@ -39,6 +40,9 @@ def matmul(
     spec: MatmulSpec,
     c: npt.ArrayLike | None = None,
     *,
+    a_scale: npt.ArrayLike | None = None,
+    b_scale: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
     out: Array | None = None,
     backend: str = "cpu",
 ) -> Array:
@@ -47,18 +51,17 @@ def matmul(
     a : codes of spec.a, shape (..., M, K). b : codes of spec.b, shape (..., K, N). Leading axes broadcast. Integer
         formats take the integers themselves; float16/32/64 and ml_dtypes arrays are taken as their own formats.
     c : the value the accumulator starts from, of the accumulator's dtype, broadcastable to (..., M, N); None is zero.
-    out : optional contiguous array for the result.
+    a_scale, b_scale : block-scaled engines: codes of spec.scale, (..., M, K/block) and (..., K/block, N), rounded up.
+        Library engines: float32, scalars or (M, 1) and (1, N); DeepGEMM: (M, K/128) and (K/128, N).
+    bias : library engines: float32, broadcastable to (M, N), added after scaling.
+    out : optional array for the result.
     Returns (..., M, N) in the output's dtype: float32, float16, float64, int32, or an ml_dtypes type.
 
-    Raises ValueError for shapes, dtypes or codes that do not fit, OverflowError for an integer accumulator with
+    Raises ValueError for shapes, dtypes, codes or scales that do not fit, OverflowError for an integer accumulator with
     overflow="error" that leaves its range.
     """
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
-    if spec.scale is not None:
-        raise ValueError(
-            f"{spec.engine or 'this spec'} is block-scaled: scale codes are needed, and not supported here"
-        )
     x, y = as_codes(a, spec.a, "a"), as_codes(b, spec.b, "b")
     if x.ndim < 2 or y.ndim < 2:
         raise ValueError(f"a and b need at least two axes, got shapes {x.shape} and {y.shape}; add one with a[None, :]")
@@ -70,16 +73,83 @@ def matmul(
         raise ValueError(f"leading axes of a {x.shape} and b {y.shape} do not broadcast") from error
     shape = (*batch, x.shape[-2], y.shape[-1])
     held = container(spec.accumulator.output)
+    if spec.epilogue is not None and c is not None:
+        raise ValueError(f"{spec.engine or 'a spec with an epilogue'} starts from zero; add with bias= instead of c=")
     start = _start(c, held, shape)
-    if not batch or y.ndim == 2:  # one b for all: its batch of a is more rows
+    scales = _block_scales(a_scale, b_scale, spec, x.shape, y.shape)
+    if y.ndim == 2 and scales is None:  # one b for all: its batch of a is more rows
         count = math.prod(shape[:-1])
         rows = start.reshape(count, shape[-1])
-        _product(x.reshape(count, x.shape[-1]), y.reshape(y.shape[-2:]), rows, spec, backend)
+        _product(x.reshape(count, x.shape[-1]), y, rows, spec, None, backend)
     else:
         xs, ys = np.broadcast_to(x, (*batch, *x.shape[-2:])), np.broadcast_to(y, (*batch, *y.shape[-2:]))
         for index in np.ndindex(batch):
-            _product(np.ascontiguousarray(xs[index]), np.ascontiguousarray(ys[index]), start[index], spec, backend)
-    return _finish(start, held, spec, out)
+            here = None if scales is None else tuple(_at(s, batch, index) for s in scales)
+            _product(
+                np.ascontiguousarray(xs[index]), np.ascontiguousarray(ys[index]), start[index], spec, here, backend
+            )
+    result = start.view(RESULT_DTYPES[held.name])
+    if spec.epilogue is not None:
+        result = _scale_and_bias(result, a_scale, b_scale, bias)
+    elif bias is not None or (scales is None and (a_scale is not None or b_scale is not None)):
+        raise ValueError(f"{spec.engine or 'this spec'} takes no a_scale, b_scale or bias")
+    return _finish(result, held, spec, out)
+
+
+def _block_scales(
+    a_scale: npt.ArrayLike | None,
+    b_scale: npt.ArrayLike | None,
+    spec: MatmulSpec,
+    a_shape: tuple[int, ...],
+    b_shape: tuple[int, ...],
+) -> tuple[Array, Array] | None:
+    """The scales that take part in the accumulation, checked: codes, or float32 for scaled promotions."""
+    kind = spec.accumulator
+    inner = kind.inner if isinstance(kind, SplitK) else kind
+    promoted = isinstance(inner, Promoted) and inner.scaled
+    if spec.scale is None and not promoted:
+        return None
+    if a_scale is None or b_scale is None:
+        raise ValueError(f"{spec.engine or 'this spec'} is block-scaled: give a_scale and b_scale")
+    if spec.scale is not None:
+        row = scalar_format(spec.scale)
+        left, right = as_codes(a_scale, row, "a_scale"), as_codes(b_scale, row, "b_scale")
+    else:
+        left, right = (np.asarray(s, np.float32) for s in (a_scale, b_scale))
+    length = spec.block or (inner.every if isinstance(inner, Promoted) else 1)
+    blocks = -(-a_shape[-1] // length)
+    want_a, want_b = (a_shape[-2], blocks), (blocks, b_shape[-1])
+    if left.shape[-2:] != want_a or right.shape[-2:] != want_b:
+        raise ValueError(
+            f"a_scale is {left.shape} and b_scale {right.shape}; with one scale per {length} of K = {a_shape[-1]} "
+            f"they must end in {want_a} and {want_b}"
+        )
+    return left, right
+
+
+def _at(scales: Array, batch: tuple[int, ...], index: tuple[int, ...]) -> Array:
+    return np.ascontiguousarray(np.broadcast_to(scales, (*batch, *scales.shape[-2:]))[index])
+
+
+def _scale_and_bias(
+    result: Array, a_scale: npt.ArrayLike | None, b_scale: npt.ArrayLike | None, bias: npt.ArrayLike | None
+) -> Array:
+    """The epilogue of a library GEMM, each operation one float32 rounding (see `fpsim.spec.Epilogue`)."""
+    left = np.float32(1) if a_scale is None else np.asarray(a_scale, np.float32)
+    right = np.float32(1) if b_scale is None else np.asarray(b_scale, np.float32)
+    for name, scale, shape in (
+        ("a_scale", left, (result.shape[-2], 1)),
+        ("b_scale", right, (1, result.shape[-1])),
+    ):
+        if scale.size != 1 and scale.shape[-2:] != shape:
+            raise ValueError(
+                f"{name} is {scale.shape}; allowed: a scalar, or one per row and column, ending in {shape}"
+            )
+    with np.errstate(all="ignore"):
+        result = result * (left * right) if left.size == right.size == 1 else (result * right) * left
+        if bias is not None:
+            result = result + np.asarray(bias).astype(np.float32)
+    return result
 
 
 def _start(c: npt.ArrayLike | None, held: Format, shape: tuple[int, ...]) -> Array:
@@ -96,9 +166,8 @@ def _start(c: npt.ArrayLike | None, held: Format, shape: tuple[int, ...]) -> Arr
         raise ValueError(f"c has shape {array.shape}, which does not broadcast to the result {shape}") from error
 
 
-def _finish(codes: Array, held: Format, spec: MatmulSpec, out: Array | None) -> Array:
-    """Container codes -> the array the caller gets, through the spec's output format."""
-    result = codes.view(RESULT_DTYPES[held.name])
+def _finish(result: Array, held: Format, spec: MatmulSpec, out: Array | None) -> Array:
+    """The accumulator's values -> the array the caller gets, through the spec's output format."""
     if spec.out != held.name:
         wanted = RESULT_DTYPES.get(spec.out)
         if wanted is None:
@@ -114,25 +183,29 @@ def _finish(codes: Array, held: Format, spec: MatmulSpec, out: Array | None) -> 
     return out
 
 
-def _product(a: Array, b: Array, c: Array, spec: MatmulSpec, backend: str) -> None:
+def _product(a: Array, b: Array, c: Array, spec: MatmulSpec, scales: tuple[Array, ...] | None, backend: str) -> None:
     """One 2-D product of codes; c holds the start and becomes the result."""
     if c.size == 0:
         return
+    pair = None if scales is None else (scales[0], scales[1])
     if backend == "reference":
-        _reference_product(a, b, c, spec)
+        _reference_product(a, b, c, spec, pair)
     else:
-        _cpu.accumulate(a, b, c, spec)
+        _cpu.accumulate(a, b, c, spec, pair)
 
 
-def _reference_product(a: Array, b: Array, c: Array, spec: MatmulSpec) -> None:
+def _reference_product(a: Array, b: Array, c: Array, spec: MatmulSpec, scales: tuple[Array, Array] | None) -> None:
     held = container(spec.accumulator.output)
-    inner = MatmulSpec(spec.a, spec.b, spec.accumulator, held.name)
+    inner = MatmulSpec(spec.a, spec.b, spec.accumulator, held.name, spec.scale, spec.block)
     mask = (1 << 8 * c.dtype.itemsize) - 1 if held.kind == "float" else -1
-    columns = [b[:, j].tolist() for j in range(b.shape[1])]
+    left, right = scales or (np.zeros((a.shape[0], 0), np.uint8), np.zeros((0, b.shape[1]), np.uint8))
+    if left.dtype == np.float32:
+        left, right = np.ascontiguousarray(left).view(np.uint32), np.ascontiguousarray(right).view(np.uint32)
+    columns = [(b[:, j].tolist(), right[:, j].tolist()) for j in range(b.shape[1])]
     for i in range(a.shape[0]):
-        row = a[i].tolist()
-        for j, column in enumerate(columns):
-            code = reference_dot(row, column, int(c[i, j]) & mask, inner)
+        row, row_scales = a[i].tolist(), left[i].tolist()
+        for j, (column, column_scales) in enumerate(columns):
+            code = reference_dot(row, column, int(c[i, j]) & mask, inner, row_scales, column_scales)
             c[i, j] = np.array(code & ((1 << 64) - 1), np.uint64).astype(c.dtype)
 
 

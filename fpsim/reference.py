@@ -7,11 +7,21 @@ by it: a subnormal keeps its format's smallest exponent although its leading bit
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
-from fpsim.accumulators import Accumulator, FusedDot, IntegerAccumulator, Promoted, SequentialFma, SplitK
+from fpsim.accumulators import (
+    Accumulator,
+    FusedDot,
+    GroupedDot,
+    IntegerAccumulator,
+    PairwiseTree,
+    Promoted,
+    SequentialFma,
+    SplitK,
+    TwoStageDot,
+)
 from fpsim.formats import Format, container, scalar_format
 from fpsim.rounding import Conversion, Overflow, Rounding
 from fpsim.rounding import conversion as find_conversion
@@ -301,39 +311,163 @@ def _fused_chain(pairs: Sequence[tuple[Number, Number]], c: int, kind: FusedDot)
     return c
 
 
-def _add(x: int, y: int, output: str) -> int:
-    """IEEE addition in `output`, to nearest even (an exact zero sum is +0 unless both are -0)."""
-    a, b = decode(x, output), decode(y, output)
-    one = Number("finite", False, 1, 0, 0)
-    special = special_sum([(b, one)], a, output)
+def _rounded(total: Fraction, negative_zero: bool, rounding: str, output: str) -> int:
+    """An IEEE result: `total` rounded, zeros keeping the sign of what underflowed, an exact zero the one given."""
+    code = round_sum(total, rounding, output)
+    return code if code else container(output).sign_bit if total < 0 or (total == 0 and negative_zero) else 0
+
+
+def _multiply_add(a: Number, b: Number, c: Number, rounding: str, output: str) -> int:
+    """IEEE fusedMultiplyAdd into `output`: one rounding; an exact zero is +0 unless both addends are -0 (or "rd")."""
+    special = special_sum([(a, b)], c, output)
     if special is not None:
         return special
-    if a.significand == 0 and b.significand == 0 and a.negative and b.negative:
-        return x
-    return round_sum(a.value + b.value, "rne", output)
+    product, minus = a.value * b.value, a.negative != b.negative
+    both_zero = product == 0 and c.value == 0
+    negative_zero = minus and c.negative if both_zero and minus == c.negative else rounding == "rd"
+    return _rounded(product + c.value, negative_zero, rounding, output)
+
+
+_ONE = Number("finite", False, 1, 0, 0)
+
+
+def _add(x: int, y: int, output: str) -> int:
+    """IEEE addition in `output`, to nearest even."""
+    return _multiply_add(decode(x, output), _ONE, decode(y, output), "rne", output)
+
+
+def _flushed(number: Number, keep_sign: bool) -> Number:
+    """A subnormal as a zero."""
+    if number.kind == "finite" and number.significand < 1 << number.fraction_bits:
+        return replace(number, significand=0, negative=number.negative and keep_sign)
+    return number
+
+
+def _flushed_code(code: int, output: str) -> int:
+    number = decode(code, output)
+    flat = _flushed(number, True)
+    return code if flat == number else (scalar_format(output).sign_bit if number.negative else 0)
 
 
 def _fma_chain(pairs: Sequence[tuple[Number, Number]], c: int, kind: SequentialFma) -> int:
-    held = scalar_format(kind.output)
-    for a, b in pairs:
-        number = decode(c, held)
-        special = special_sum([(a, b)], number, kind.output)
-        if special is not None:
-            c = special
-            continue
-        product, minus = a.value * b.value, a.negative != b.negative
-        total = product + number.value
-        c = round_sum(total, kind.rounding, kind.output)
-        if total == 0 and product == 0 and number.value == 0 and minus and number.negative:
-            c = held.sign_bit  # -0 + -0
-        elif c == 0 and total < 0:
-            c = held.sign_bit  # a negative sum that underflows keeps its sign
-        elif total == 0 and (product != 0 or minus != number.negative) and kind.rounding == "rd":
-            c = held.sign_bit  # IEEE 754, 6.3: an exact zero difference is -0 when rounding toward -inf
+    order = list(range(len(pairs)))
+    if kind.order == "odd-even":
+        order = [k for start in range(0, len(pairs), 2) for k in (start + 1, start) if k < len(pairs)]
+    for k in order:
+        a, b, number = *pairs[k], decode(c, kind.output)
+        if kind.flush:
+            a, b, number = _flushed(a, True), _flushed(b, True), _flushed(number, True)
+        c = _multiply_add(a, b, number, kind.rounding, kind.output)
+        if kind.flush:
+            c = _flushed_code(c, kind.output)
     return c
 
 
-def _promoted(pairs: Sequence[tuple[Number, Number]], c: int, kind: Promoted) -> int:
+def _tree_chain(pairs: Sequence[tuple[Number, Number]], c: int, kind: PairwiseTree) -> int:
+    def settle(code: int) -> int:
+        return _flushed_code(code, kind.output) if kind.flush else code
+
+    zero = Number("finite")
+    if kind.flush and pairs:
+        flat = _flushed(decode(c, kind.output), False)
+        c = c if flat.significand or flat.kind != "finite" else 0
+    for start in range(0, len(pairs), kind.terms):
+        group = list(pairs[start : start + kind.terms])
+        group += [(zero, zero)] * (kind.terms - len(group))
+        if kind.flush:
+            group = [(_flushed(a, False), _flushed(b, False)) for a, b in group]
+        # A product alone: adding -0 changes nothing, not even the sign of a zero.
+        minus_zero = Number("finite", True)
+        sums = [settle(_multiply_add(a, b, minus_zero, "rne", kind.output)) for a, b in group]
+        while len(sums) > 1:
+            sums = [settle(_add(x, y, kind.output)) for x, y in zip(sums[::2], sums[1::2], strict=True)]
+        c = settle(_add(c, sums[0], kind.output))
+    return c
+
+
+def _floor_at(value: Fraction, exponent: int) -> Fraction:
+    """The largest multiple of 2**exponent that is not above `value`."""
+    unit = Fraction(2) ** exponent
+    return (value // unit) * unit
+
+
+def _truncated_sum(terms: Sequence[tuple[Fraction, int]], fraction_bits: int) -> tuple[Fraction, int]:
+    """Terms (value, exponent) truncated toward zero below their largest exponent, added; and that exponent."""
+    largest = max((e for value, e in terms if value != 0), default=-999)
+    unit = Fraction(2) ** (largest - fraction_bits)
+    return sum((int(value / unit) * unit for value, _ in terms), Fraction(0)), largest
+
+
+def _two_stage_step(products: Sequence[tuple[Number, Number]], c: Number, kind: TwoStageDot) -> int:
+    """TR-FDPA, and GTR-FDPA where `kind.interleaved` (arXiv:2511.10909)."""
+    row = scalar_format(kind.output)
+    terms = [(a.value * b.value, a.exponent + b.exponent) for a, b in products]
+    infinite = [
+        (Number("infinite", value < 0), _ONE) if abs(value) >= Fraction(2) ** (row.bias + 1) else pair
+        for (value, _), pair in zip(terms, products, strict=True)
+    ]
+    special = special_sum(infinite, c, kind.output)
+    if special is not None:
+        return special
+    f = kind.fraction_bits
+    if kind.interleaved:
+        (even, e_even), (odd, e_odd) = _truncated_sum(terms[::2], f), _truncated_sum(terms[1::2], f)
+        e_dot = max(e_even, e_odd)
+        dot_sum = _floor_at(even, e_dot - f) + _floor_at(odd, e_dot - f)
+    else:
+        dot_sum, e_dot = _truncated_sum(terms, f)
+    largest = max(e_dot, c.exponent)
+    total = _floor_at(dot_sum, largest - kind.sum_fraction_bits - 1)
+    if not (kind.interleaved and c.exponent < largest - f - 1):
+        total += _floor_at(c.value, largest - f)
+    if total == 0:
+        return 0
+    e = max(floor_log2(abs(total)), row.minimum_exponent)
+    return round_sum(_floor_at(total, e - kind.sum_fraction_bits), "rne", kind.output)
+
+
+def _two_stage_chain(pairs: Sequence[tuple[Number, Number]], c: int, kind: TwoStageDot) -> int:
+    for start in range(0, len(pairs), kind.terms):
+        c = _two_stage_step(pairs[start : start + kind.terms], decode(c, kind.output), kind)
+    return c
+
+
+def _grouped_chain(
+    pairs: Sequence[tuple[Number, Number]],
+    c: int,
+    kind: GroupedDot,
+    scales: Sequence[tuple[Number, Number]],
+    block: int,
+) -> int:
+    """GST-FDPA (arXiv:2511.10909): exact sums of groups, times their scales, as terms of a fused dot."""
+    held = container(kind.output)
+    step = kind.group * kind.groups
+    for start in range(0, len(pairs), step):
+        number = decode(c, held)
+        terms, exponents = [number.value], [number.exponent] if number.significand else []
+        nan = number.kind == "nan"
+        for first in range(start, min(start + step, len(pairs)), kind.group):
+            group = pairs[first : min(first + kind.group, len(pairs))]
+            scale_a, scale_b = scales[first // block]
+            nan = nan or "nan" in (scale_a.kind, scale_b.kind)
+            terms.append(sum((a.value * b.value for a, b in group), Fraction(0)) * scale_a.value * scale_b.value)
+            if any(a.significand and b.significand for a, b in group) and scale_a.significand and scale_b.significand:
+                exponents.append(scale_a.exponent + scale_b.exponent)
+        if nan or number.kind != "finite":
+            c = ENGINE_NAN[held.name] if nan else c
+            continue
+        if kind.zero_exponent is not None:
+            exponents.append(kind.zero_exponent)
+        unit = Fraction(2) ** (max(exponents, default=0) - kind.fraction_bits)
+        c = round_sum(sum((int(t / unit) * unit for t in terms), Fraction(0)), kind.rounding, kind.output)
+    return c
+
+
+def _promoted(
+    pairs: Sequence[tuple[Number, Number]], c: int, kind: Promoted, scales: Sequence[tuple[Number, Number]]
+) -> int:
+    if kind.operands:
+        pairs = [(_converted(a, kind.operands), _converted(b, kind.operands)) for a, b in pairs]
     for start in range(0, len(pairs), kind.every):
         group = list(pairs[start : start + kind.every])
         if kind.order == "mod4-pairs":
@@ -341,8 +475,17 @@ def _promoted(pairs: Sequence[tuple[Number, Number]], c: int, kind: Promoted) ->
             group += [(zero, zero)] * (-len(group) % kind.every)
             group = [p for i, p in enumerate(group) if i % 4 < 2] + [p for i, p in enumerate(group) if i % 4 >= 2]
         inner = _fused_chain(group, 0, kind.inner)
-        c = _add(c, inner, kind.output)
+        if kind.scaled:
+            scale_a, scale_b = scales[start // kind.every]
+            scale = decode(_multiply_add(scale_a, scale_b, Number("finite", True), "rne", kind.output), kind.output)
+            c = _multiply_add(scale, decode(inner, kind.output), decode(c, kind.output), "rne", kind.output)
+        else:
+            c = _add(c, inner, kind.output)
     return c
+
+
+def _converted(number: Number, target: str) -> Number:
+    return decode(encode(number, target, "rne", "infinity", "ocp-nonsat"), target)
 
 
 def split_ranges(k: int, splits: int, tile: int) -> list[tuple[int, int]]:
@@ -353,40 +496,82 @@ def split_ranges(k: int, splits: int, tile: int) -> list[tuple[int, int]]:
 
 
 def _integer_chain(pairs: Sequence[tuple[Number, Number]], c: int, kind: IntegerAccumulator) -> int:
+    def saturate(x: int, bits: int) -> int:
+        return min(max(x, -(1 << (bits - 1))), (1 << (bits - 1)) - 1)
+
     half, modulus = 1 << (kind.bits - 1), 1 << kind.bits
-    for step, (a, b) in enumerate(pairs):
-        c += int(a.value * b.value)
+    for start in range(0, len(pairs), kind.step):
+        part = sum(int(a.value * b.value) for a, b in pairs[start : start + kind.step])
+        c += part if kind.step_bits is None else saturate(part, kind.step_bits)
         if kind.overflow == "wrap":
             c = (c + half) % modulus - half
         elif kind.overflow == "saturate":
-            c = min(max(c, -half), half - 1)
+            c = saturate(c, kind.bits)
         elif not -half <= c < half:
-            raise OverflowError(f"the {kind.bits}-bit sum is {c} after product {step}")
+            raise OverflowError(f"the {kind.bits}-bit sum is {c} after product {start + kind.step - 1}")
     return c
 
 
-def accumulate(pairs: Sequence[tuple[Number, Number]], c: int, kind: Accumulator) -> int:
-    """The result code of one dot product. `c` is a code of the accumulator's container (an int for integers)."""
+def accumulate(
+    pairs: Sequence[tuple[Number, Number]],
+    c: int,
+    kind: Accumulator,
+    scales: Sequence[tuple[Number, Number]] = (),
+    block: int = 1,
+) -> int:
+    """The result code of one dot product.
+
+    c : a code of the accumulator's container (an int for integers).
+    scales, block : for block-scaled kinds, the scales of a and b for each run of `block` products.
+    """
     if isinstance(kind, FusedDot):
+        if scales:
+            pairs = [
+                (_scaled(a, scales[k // block][0]), _scaled(b, scales[k // block][1])) for k, (a, b) in enumerate(pairs)
+            ]
         return _fused_chain(pairs, c, kind)
+    if isinstance(kind, GroupedDot):
+        return _grouped_chain(pairs, c, kind, scales, block)
+    if isinstance(kind, TwoStageDot):
+        return _two_stage_chain(pairs, c, kind)
     if isinstance(kind, SequentialFma):
         return _fma_chain(pairs, c, kind)
+    if isinstance(kind, PairwiseTree):
+        return _tree_chain(pairs, c, kind)
     if isinstance(kind, Promoted):
-        return _promoted(pairs, c, kind)
+        return _promoted(pairs, c, kind, scales)
     if isinstance(kind, SplitK):
         for start, stop in split_ranges(len(pairs), kind.splits, kind.tile):
-            part = accumulate(pairs[start:stop], 0, kind.inner)
-            c = part if start == 0 and c == 0 else _add(c, part, kind.output)
+            c = _add(c, accumulate(pairs[start:stop], 0, kind.inner), kind.output)
         return c
     return _integer_chain(pairs, c, kind)
 
 
-def dot(a: Sequence[int], b: Sequence[int], c: int, spec: MatmulSpec) -> int:
-    """One output element: codes of a row of A and of a column of B, and the code of c, all as Python integers."""
+def _scaled(number: Number, scale: Number) -> Number:
+    """A number times a power of two: the scale's exponent joins its own."""
+    if scale.kind == "nan":
+        return scale
+    return replace(number, exponent=number.exponent + scale.exponent)
+
+
+def dot(
+    a: Sequence[int],
+    b: Sequence[int],
+    c: int,
+    spec: MatmulSpec,
+    scale_a: Sequence[int] = (),
+    scale_b: Sequence[int] = (),
+) -> int:
+    """One output element: codes of a row of A and of a column of B, and the code of c, all as Python integers.
+
+    scale_a, scale_b : codes of spec.scale per block of k; for scaled promotions, float32 codes per group.
+    """
     if len(a) != len(b):
         raise ValueError(f"a has {len(a)} codes and b has {len(b)}; a dot product needs as many of each")
     pairs = [(decode(x, spec.a), decode(y, spec.b)) for x, y in zip(a, b, strict=True)]
-    result = accumulate(pairs, c, spec.accumulator)
+    held_scale = spec.scale or "f32"
+    scales = [(decode(x, held_scale), decode(y, held_scale)) for x, y in zip(scale_a, scale_b, strict=True)]
+    result = accumulate(pairs, c, spec.accumulator, scales, spec.block or 1)
     held = container(spec.accumulator.output)
     if spec.out == held.name:
         return result

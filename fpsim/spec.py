@@ -23,6 +23,18 @@ class _FormatField:
 
 
 @dataclass(frozen=True)
+class Epilogue:
+    """What a library does to the accumulator, each step one float32 operation to nearest even.
+
+    Two scalar scales: acc * (scale_a * scale_b). Otherwise (acc * scale_b) * scale_a, in that order. Then + bias, then
+    the cast to the output format. torch 2.11 with CUDA 13.0; older versions had another order for row-wise scales.
+    """
+
+    scaled: bool = True
+    bias: bool = True
+
+
+@dataclass(frozen=True)
 class MatmulSpec:
     """Operand formats, accumulator and output of a matrix product.
 
@@ -30,6 +42,7 @@ class MatmulSpec:
     accumulator : one of the kinds in `fpsim.accumulators`.
     out : format of the result; by default the accumulator's. Another one is a final rounding to nearest even.
     scale, block : block-scaled engines: format of the scale codes, and products per scale along K.
+    epilogue : library engines: scales and bias after the accumulation.
     engine : the name it was looked up by, "" for a free one. Not part of the arithmetic.
     """
 
@@ -39,6 +52,7 @@ class MatmulSpec:
     out: str = ""
     scale: str | None = None
     block: int | None = None
+    epilogue: Epilogue | None = None
     engine: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:

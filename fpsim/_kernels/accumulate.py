@@ -151,3 +151,220 @@ def fused_chain(sa, ea, i, sb, eb, j, start, stop, c, plan):  # type: ignore[no-
     for k in range(start, stop, plan.terms):
         c = fused_step(sa, ea, i, sb, eb, j, k, min(k + plan.terms, stop), c, plan)
     return c
+
+
+class Exact(NamedTuple):
+    """A fused dot product that drops nothing: terms are added in a fixed-point number wide enough for all of them."""
+
+    terms: int
+    origin: int  #: exponent of the lowest bit any term can have
+    product_fraction_bits: int
+    sum: Sum
+
+
+@kernel
+def add_at(limbs, magnitude, position, negative):  # type: ignore[no-untyped-def]
+    """Add a magnitude below 2**53 at a bit position of a number in 32-bit limbs (in int64; carries come later)."""
+    for part in range(2):
+        value = magnitude & 0xFFFFFF if part == 0 else magnitude >> 24
+        place = position + 24 * part
+        value <<= place & 31
+        low, high = value & 0xFFFFFFFF, value >> 32
+        limbs[place >> 5] += -low if negative else low
+        limbs[(place >> 5) + 1] += -high if negative else high
+
+
+@kernel
+def round_limbs(limbs, origin, to):  # type: ignore[no-untyped-def]
+    """Code of the number in `limbs` times 2**origin, rounded once. Clears the limbs."""
+    last = limbs.size - 1
+    for k in range(last):  # carries up; a negative total ends with a negative top limb
+        limbs[k + 1] += limbs[k] >> 32
+        limbs[k] &= 0xFFFFFFFF
+    negative = limbs[last] < 0
+    if negative:
+        for k in range(last + 1):
+            limbs[k] = -limbs[k]
+        for k in range(last):
+            limbs[k + 1] += limbs[k] >> 32
+            limbs[k] &= 0xFFFFFFFF
+    top = last
+    while top > 0 and limbs[top] == 0:
+        top -= 1
+    below = limbs[top - 1] if top > 0 else 0
+    magnitude = (limbs[top] << 30) | (below >> 2)
+    sticky = below & 3
+    for k in range(top - 1):
+        sticky |= limbs[k]
+    for k in range(last + 1):
+        limbs[k] = 0
+    if sticky != 0:
+        magnitude |= 1
+    return round_sum(-magnitude if negative else magnitude, origin + 32 * top - 30, to)
+
+
+@kernel
+def unpack_code(c, to):  # type: ignore[no-untyped-def]
+    """Container code -> signed significand, exponent of its leading bit, and 0 finite, 1 infinite, 2 NaN."""
+    bits = to.container_mantissa_bits
+    top = (1 << to.container_exponent_bits) - 1
+    field = (c >> bits) & top
+    significand = c & ((1 << bits) - 1)
+    bias = top >> 1
+    kind = 0
+    if field == top:
+        kind = 2 if significand != 0 else 1
+    if field == 0:
+        exponent = 1 - bias
+    else:
+        exponent = field - bias
+        significand += 1 << bits
+    return (-significand if (c & to.sign_bit) != 0 else significand), exponent, kind
+
+
+@kernel
+def classify(x, y, negative):  # type: ignore[no-untyped-def]
+    """A product by its exponent marks: 0 finite, 1 zero, 2 NaN, 3 +Inf, 4 -Inf."""
+    if x >= INFINITE or y >= INFINITE:
+        if max(x, y) == NAN or min(x, y) == ZERO:
+            return 2
+        return 4 if negative else 3
+    return 1 if min(x, y) == ZERO else 0
+
+
+@kernel
+def exact_step(sa, ea, i, sb, eb, j, start, stop, c, plan, limbs):  # type: ignore[no-untyped-def]
+    """c + exact sum of the products of k in start .. stop, rounded once. `limbs` is zero before and after."""
+    to = plan.sum
+    significand, exponent, kind = unpack_code(c, to)
+    nan, positive, negative = kind == 2, kind == 1 and significand > 0, kind == 1 and significand < 0
+    for k in range(start, stop):
+        x, y = np.int64(ea[i, k]), np.int64(eb[j, k])
+        product = np.int64(sa[i, k]) * np.int64(sb[j, k])
+        of = classify(x, y, product < 0)
+        nan, positive, negative = nan or of == 2, positive or of == 3, negative or of == 4
+        if of == 0:
+            add_at(limbs, abs(product), x + y - plan.product_fraction_bits - plan.origin, product < 0)
+    if nan or positive or negative:
+        limbs[:] = 0
+        return special_code(nan, positive, negative, to)
+    add_at(limbs, abs(significand), exponent - to.container_mantissa_bits - plan.origin, significand < 0)
+    return round_limbs(limbs, plan.origin, to)
+
+
+class TwoStage(NamedTuple):
+    """Products first, c second: see `fpsim.accumulators.TwoStageDot`."""
+
+    terms: int
+    fraction_bits: int
+    sum_fraction_bits: int
+    interleaved: bool
+    product_fraction_bits: int
+    sum: Sum
+
+
+@kernel
+def move(value, shift):  # type: ignore[no-untyped-def]
+    """value * 2**shift with floor."""
+    if shift >= 0:
+        return value << shift
+    return value >> (-shift if shift > -63 else 62)
+
+
+@kernel
+def truncated_sum(sa, ea, i, sb, eb, j, start, stop, stride, plan):  # type: ignore[no-untyped-def]
+    """Sum of products truncated below their largest exponent, in units of 2**(that - fraction_bits); and it."""
+    largest = np.int64(-999)
+    for k in range(start, stop, stride):
+        x, y = np.int64(ea[i, k]), np.int64(eb[j, k])
+        if x != ZERO and y != ZERO and x + y > largest:
+            largest = x + y
+    total = np.int64(0)
+    for k in range(start, stop, stride):
+        x, y = np.int64(ea[i, k]), np.int64(eb[j, k])
+        if x != ZERO and y != ZERO:
+            shift = plan.fraction_bits - largest + x + y - plan.product_fraction_bits
+            total += align(np.int64(sa[i, k]) * np.int64(sb[j, k]), shift)
+    return total, largest
+
+
+@kernel
+def two_stage_step(sa, ea, i, sb, eb, j, start, stop, c, plan):  # type: ignore[no-untyped-def]
+    """One step of TR-FDPA or GTR-FDPA (arXiv:2511.10909)."""
+    to = plan.sum
+    f = plan.fraction_bits
+    significand, exponent, kind = unpack_code(c, to)
+    nan, positive, negative = kind == 2, kind == 1 and significand > 0, kind == 1 and significand < 0
+    limit = (1 << to.container_exponent_bits) >> 1  # products of 2**limit and more are infinite
+    for k in range(start, stop):
+        x, y = np.int64(ea[i, k]), np.int64(eb[j, k])
+        product = np.int64(sa[i, k]) * np.int64(sb[j, k])
+        of = classify(x, y, product < 0)
+        if of == 0 and x + y + (1 if abs(product) >> (plan.product_fraction_bits + 1) != 0 else 0) >= limit:
+            of = 4 if product < 0 else 3
+        nan, positive, negative = nan or of == 2, positive or of == 3, negative or of == 4
+    if nan or positive or negative:
+        return special_code(nan, positive, negative, to)
+    if plan.interleaved:
+        even, e_even = truncated_sum(sa, ea, i, sb, eb, j, start, stop, 2, plan)
+        odd, e_odd = truncated_sum(sa, ea, i, sb, eb, j, start + 1, stop, 2, plan)
+        e_dot = max(e_even, e_odd)
+        total = move(even, e_even - e_dot) + move(odd, e_odd - e_dot)
+    else:
+        total, e_dot = truncated_sum(sa, ea, i, sb, eb, j, start, stop, 1, plan)
+    largest = max(e_dot, exponent)
+    wide = plan.sum_fraction_bits + 1
+    total = move(total, wide - f - largest + e_dot)
+    if not plan.interleaved or exponent >= largest - f - 1:
+        total += move(significand, f - to.container_mantissa_bits - largest + exponent) << (wide - f)
+    if total == 0:
+        return 0
+    e = max(bit_length(abs(total)) - 1 + largest - wide, to.minimum_exponent)
+    drop = e - plan.sum_fraction_bits - largest + wide
+    if drop > 0:
+        return round_sum(total >> drop, e - plan.sum_fraction_bits, to)
+    return round_sum(total, largest - wide, to)
+
+
+class Grouped(NamedTuple):
+    """Groups of exact sums times scales: see `fpsim.accumulators.GroupedDot`."""
+
+    group: int
+    groups: int
+    fraction_bits: int
+    zero_exponent: int
+    term_fraction_bits: int  #: of a group's sum times both scale significands
+    block: int
+    sum: Sum
+
+
+@kernel
+def grouped_step(a, fa, ea, i, b, fb, eb, j, start, stop, c, plan):  # type: ignore[no-untyped-def]
+    """One step of GST-FDPA (arXiv:2511.10909). a, b: operands as integers; f, e: scale significands and exponents."""
+    to = plan.sum
+    significand, exponent, kind = unpack_code(c, to)
+    nan = kind == 2
+    largest = plan.zero_exponent
+    if significand != 0 and kind == 0 and exponent > largest:
+        largest = exponent
+    for first in range(start, stop, plan.group):
+        x, y = np.int64(ea[i, first // plan.block]), np.int64(eb[j, first // plan.block])
+        if max(x, y) == NAN:
+            nan = True
+        elif x != ZERO and y != ZERO and x + y > largest:
+            for k in range(first, min(first + plan.group, stop)):
+                if a[i, k] != 0 and b[j, k] != 0:
+                    largest = x + y
+                    break
+    if nan or kind != 0:
+        return to.nan if nan else c
+    total = align(significand, plan.fraction_bits - largest + exponent - to.container_mantissa_bits)
+    for first in range(start, stop, plan.group):
+        x, y = np.int64(ea[i, first // plan.block]), np.int64(eb[j, first // plan.block])
+        if x != ZERO and y != ZERO:
+            term = np.int64(0)
+            for k in range(first, min(first + plan.group, stop)):
+                term += np.int64(a[i, k]) * np.int64(b[j, k])
+            term *= np.int64(fa[i, first // plan.block]) * np.int64(fb[j, first // plan.block])
+            total += align(term, plan.fraction_bits - largest + x + y - plan.term_fraction_bits)
+    return round_sum(total, largest - plan.fraction_bits, to)

@@ -1,10 +1,25 @@
 """Loops of the CPU matrix products. Each fills rows start .. stop of a flat batch of outputs."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from fpsim._jit import kernel
-from fpsim._kernels.accumulate import fused_chain
+from fpsim._kernels.accumulate import exact_step, fused_chain, grouped_step, two_stage_step
 from fpsim._kernels.intrinsics import fma
+
+WRAP, SATURATE, ERROR = range(3)
+
+
+class Integer(NamedTuple):
+    """An integer accumulator: see `fpsim.accumulators.IntegerAccumulator`."""
+
+    low: int
+    high: int
+    overflow: int
+    step: int
+    step_low: int
+    step_high: int
 
 
 @kernel
@@ -14,6 +29,86 @@ def fused(sa, ea, sb, eb, c, plan, marked, out, begin, end, start, stop):  # typ
         for j in range(sb.shape[0]):
             if marked[i, j]:
                 out[i, j] = fused_chain(sa, ea, i, sb, eb, j, begin, end, np.int64(c[i, j]), plan)
+
+
+@kernel
+def exact(sa, ea, sb, eb, plan, limb_count, out, start, stop):  # type: ignore[no-untyped-def]
+    """out[i, j] += products, steps of `plan.terms` each rounded once; b is transposed, (N, K)."""
+    limbs = np.zeros(limb_count, np.int64)
+    depth = sa.shape[1]
+    for i in range(start, stop):
+        for j in range(sb.shape[0]):
+            c = np.int64(out[i, j])
+            for k in range(0, depth, plan.terms):
+                c = exact_step(sa, ea, i, sb, eb, j, k, min(k + plan.terms, depth), c, plan, limbs)
+            out[i, j] = c
+
+
+@kernel
+def two_stage(sa, ea, sb, eb, plan, out, start, stop):  # type: ignore[no-untyped-def]
+    """out[i, j] += products, by steps of TR-FDPA or GTR-FDPA; b is transposed, (N, K)."""
+    depth = sa.shape[1]
+    for i in range(start, stop):
+        for j in range(sb.shape[0]):
+            c = np.int64(out[i, j])
+            for k in range(0, depth, plan.terms):
+                c = two_stage_step(sa, ea, i, sb, eb, j, k, min(k + plan.terms, depth), c, plan)
+            out[i, j] = c
+
+
+@kernel
+def grouped(a, fa, ea, b, fb, eb, plan, out, start, stop):  # type: ignore[no-untyped-def]
+    """out[i, j] += scaled products, by steps of GST-FDPA; b and its scales are transposed."""
+    depth, step = a.shape[1], plan.group * plan.groups
+    for i in range(start, stop):
+        for j in range(b.shape[0]):
+            c = np.int64(out[i, j])
+            for k in range(0, depth, step):
+                c = grouped_step(a, fa, ea, i, b, fb, eb, j, k, min(k + step, depth), c, plan)
+            out[i, j] = c
+
+
+@kernel
+def flush_to_zero(x, smallest):  # type: ignore[no-untyped-def]
+    """A float below the smallest normal one as a zero of its sign."""
+    return x * np.float32(0) if abs(x) < smallest else x
+
+
+@kernel
+def pairwise_tree(a, b, terms, smallest, out, start, stop):  # type: ignore[no-untyped-def]
+    """out[i, j] += tree of `terms` rounded products; everything below `smallest` is flushed. K is a multiple."""
+    part = np.empty(terms, np.float32)
+    for i in range(start, stop):
+        for j in range(b.shape[1]):
+            c = out[i, j]
+            for k in range(0, a.shape[1], terms):
+                for t in range(terms):
+                    part[t] = flush_to_zero(np.float32(a[i, k + t] * b[k + t, j]), smallest)
+                width = terms
+                while width > 1:
+                    width //= 2
+                    for t in range(width):
+                        part[t] = flush_to_zero(np.float32(part[2 * t] + part[2 * t + 1]), smallest)
+                c = flush_to_zero(np.float32(c + part[0]), smallest)
+            out[i, j] = c
+
+
+@kernel
+def sequential_fma_flush(a, b, smallest, out, start, stop):  # type: ignore[no-untyped-def]
+    """`sequential_fma` whose results below `smallest` are zeros of their sign."""
+    for i in range(start, stop):
+        for k in range(a.shape[1]):
+            x = a[i, k]
+            for j in range(b.shape[1]):
+                out[i, j] = flush_to_zero(fma(x, b[k, j], out[i, j]), smallest)
+
+
+@kernel
+def fma_into(scale, x, out, start, stop):  # type: ignore[no-untyped-def]
+    """out = scale * x + out, element by element."""
+    for i in range(start, stop):
+        for j in range(out.shape[1]):
+            out[i, j] = fma(scale[i, j], x[i, j], out[i, j])
 
 
 @kernel
@@ -50,17 +145,24 @@ def integer_saturate(a, b, low, high, out, start, stop):  # type: ignore[no-unty
 
 
 @kernel
-def integer_wide(a, b, low, high, saturate, out, failed, start, stop):  # type: ignore[no-untyped-def]
-    """int64 sums: clamp to low .. high, or note per row the first output and k that leave the range in `failed`."""
+def integer_wide(a, b, kind, out, failed, start, stop):  # type: ignore[no-untyped-def]
+    """Any integer accumulator, in int64; `failed` notes per row the first output and k out of range."""
+    depth = a.shape[1]
     for i in range(start, stop):
         for j in range(b.shape[1]):
             total = np.int64(out[i, j])
-            for k in range(a.shape[1]):
-                total += np.int64(a[i, k]) * np.int64(b[k, j])
-                if total < low or total > high:
-                    if not saturate:
+            for k in range(0, depth, kind.step):
+                part = np.int64(0)
+                for t in range(k, min(k + kind.step, depth)):
+                    part += np.int64(a[i, t]) * np.int64(b[t, j])
+                total += min(max(part, kind.step_low), kind.step_high)
+                if total < kind.low or total > kind.high:
+                    if kind.overflow == ERROR:
                         if failed[i, 0] < 0:
-                            failed[i, 0], failed[i, 1], failed[i, 2] = j, k, total
+                            failed[i, 0], failed[i, 1], failed[i, 2] = j, min(k + kind.step, depth) - 1, total
                         break
-                    total = min(max(total, low), high)
-            out[i, j] = min(max(total, low), high)
+                    if kind.overflow == SATURATE:
+                        total = min(max(total, kind.low), kind.high)
+                    else:
+                        total = ((total - kind.low) & (kind.high - kind.low)) + kind.low
+            out[i, j] = min(max(total, kind.low), kind.high)
