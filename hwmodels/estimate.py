@@ -216,11 +216,12 @@ def estimate(
     device: str | Device | Path = "h200-sxm",
     mode: Mode = "graph",
     cache: Cache = "warm",
-    model: str = "auto",
+    model: str = "roofline",
 ) -> Estimate:
     """Price `work` in `precision` on `device`.
 
     precision: a shorthand ("fp8", "w4a16", ...), a `Precision`, or a scheme with `precision_for(op)`.
+    model: "roofline" (a lower bound, any device), "gpu" (calibrated, NVIDIA GPUs) or "auto" (the best for the device).
     Raises ValueError for unknown names, and UnsupportedFormat where the device has neither the format nor a wider type.
     """
     choose("mode", mode, MODES)

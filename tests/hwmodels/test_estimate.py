@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
@@ -18,14 +17,11 @@ from hwmodels import (
     Precision,
     UnsupportedFormat,
     Workload,
-)
-from hwmodels import (
-    estimate as best_estimate,
+    estimate,
 )
 from hwmodels.lower import program
 from hwmodels.ops import Quantize
 
-estimate = partial(best_estimate, model="roofline")  # closed forms; the calibrated model has its own tests
 H200 = hwmodels.device("h200-sxm")
 LARGE = Gemm(m=8192, n=8192, k=8192)
 THIN = Gemm(m=1, n=8192, k=8192)
@@ -46,7 +42,7 @@ MODEL = Workload(
 
 
 def test_compute_corner_is_operations_over_peak():
-    result = estimate(LARGE, "bf16", "h200-sxm", model="roofline")
+    result = estimate(LARGE, "bf16", "h200-sxm")
     assert result.time_s == pytest.approx(2 * 8192**3 / 989.4e12, rel=1e-12)
     assert result.bound == "compute"
     assert result.achieved == pytest.approx(1.0)

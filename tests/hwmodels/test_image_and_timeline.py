@@ -2,13 +2,16 @@
 
 import itertools
 import json
+from functools import partial
 
 import pytest
 
-from hwmodels import Elementwise, Gemm, Workload, estimate
+from hwmodels import Elementwise, Gemm, Workload
+from hwmodels import estimate as any_estimate
 from hwmodels.image import image_cost
 from hwmodels.timeline import to_chrome_trace
 
+estimate = partial(any_estimate, model="auto")
 STEP = Workload(
     name="step",
     ops=(
