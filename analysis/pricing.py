@@ -24,6 +24,7 @@ NATIVE, FALLBACK, NOT_SUPPORTED = "native", "fallback", "not supported"
 class CostRow:
     """One configuration, model and device. Times in seconds, weights in bytes; None where not supported.
 
+    basis: what the projection rests on, in the cost model's own words.
     speedup: time of the baseline arithmetic over this one's, same model, device and mode.
     """
 
@@ -39,6 +40,7 @@ class CostRow:
     weights: float | None
     bound: str
     note: str
+    basis: str
     kind: str
 
 
@@ -107,6 +109,7 @@ def _price(
             weights=None,
             bound="",
             note=str(error),
+            basis="",
             kind="projected",
         )
     fallbacks = dict.fromkeys(
@@ -125,6 +128,7 @@ def _price(
         weights=estimate.footprint.weights,
         bound=estimate.bound,
         note="; ".join(fallbacks),
+        basis=next((note for note in estimate.notes if note.startswith(f"{estimate.model}:")), estimate.model),
         kind=f"projected ({estimate.model})",
     )
 

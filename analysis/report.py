@@ -94,6 +94,7 @@ def render(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         twins=_twins(quality),
         tables=_cost_tables(experiment, costs, notes),
         notes=notes,
+        bases=_bases(costs),
         explore=_explore(experiment, quality, costs),
         duration=duration,
         floor=NOISE_FLOOR,
@@ -250,6 +251,15 @@ def _explore(experiment: Experiment, quality: Sequence[QualityRow], costs: Seque
         ("cost", "across", [(key, row[0]) for key, row in _HORIZONTAL.items()]),
     ]
     return {"data": data, "choices": choices}
+
+
+def _bases(costs: Iterable[CostRow]) -> dict[str, list[str]]:
+    """What projections rest on -> devices."""
+    found: dict[str, list[str]] = {}
+    for row in costs:
+        if row.basis and row.device not in found.setdefault(row.basis, []):
+            found[row.basis].append(row.device)
+    return found
 
 
 def _note(row: CostRow) -> str:

@@ -72,6 +72,8 @@ def format_card(name: str) -> dict[str, Any]:
 
 def code_value(row: Any, code: int) -> float:
     """The number a code of at most 8 bits means (NaN and infinities included), from the format's own facts."""
+    if row.kind == "codebook":
+        return float(row.values[code]) if code < len(row.values) else math.nan
     if row.kind == "int":
         top = 1 << (row.bits - 1)
         return math.ldexp(code - 2 * top if row.signed and code >= top else code, -row.bias)
@@ -82,8 +84,6 @@ def code_value(row: Any, code: int) -> float:
             return math.nan
         if magnitude > row.max_code:
             return sign * math.inf if magnitude == row.infinity_code else math.nan
-    elif magnitude > row.max_code:
-        return math.nan
     return float(math.copysign(row.magnitude(magnitude), sign))
 
 
@@ -231,7 +231,10 @@ def _print_device(name: str, card: Mapping[str, Any]) -> None:
 
 
 def _print_method(name: str, card: Mapping[str, Any]) -> None:
-    say(f"{name}: {card['text']}")
+    say(f"method {name}")
+    for text in card["text"].split("\n\n"):
+        say()
+        say(text if text.startswith(" ") else paragraph(text))
 
 
 def _print_scheme(name: str, card: Mapping[str, Any]) -> None:

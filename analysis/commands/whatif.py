@@ -114,10 +114,6 @@ def summary(found: Any) -> None:
             )
         )
     say()
-    say(
-        paragraph(
-            "Times are seconds per image (denoiser only), a lower bound; in parentheses the speed-up over "
-            f"{cost.baseline}. * marks a fallback, named in the page."
-        )
-    )
+    words = f"Times are per image, denoiser only; in parentheses the speed-up over {cost.baseline}."
+    say(paragraph(f"{words} * marks a fallback. The page names each, and the model behind each projection."))
     say(f"\npage: {found.page}")

@@ -53,7 +53,8 @@ def test_a_cell_is_the_estimate_times_the_steps(costs: tuple[CostRow, ...]) -> N
     baseline = cell(costs, "bf16", "h200-sxm").time_per_call
     assert baseline is not None
     assert found.speedup == baseline / expected.time_s
-    assert found.kind == "projected (roofline)"
+    assert found.kind == f"projected ({expected.model})"
+    assert found.basis.startswith(f"{expected.model}:")
 
 
 def test_support_is_named_never_empty(costs: tuple[CostRow, ...]) -> None:

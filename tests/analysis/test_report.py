@@ -183,6 +183,7 @@ def test_warnings_name_unused_rules_small_samples_and_fallbacks(page: Page) -> N
 
 
 def test_provenance_is_complete(run: Run, page: Page) -> None:
+    assert all(row.basis in page.text for row in run.costs)
     for part in (run.key, "c0ffee", "fpsim whatif page.toml", "1 min 1 s", "H200"):
         assert part in page.text
     words = page.text
