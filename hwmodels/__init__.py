@@ -7,14 +7,14 @@
 numpy and fpsim's data tables only: no torch, no compiler.
 """
 
-from .device import DEVICES as DEVICES
 from .device import ComputeRate as ComputeRate
 from .device import Device as Device
 from .device import Memory as Memory
 from .device import Quantity as Quantity
 from .device import Source as Source
-from .device import device as device
-from .device import parse_device as parse_device
+from .device_file import DEVICES as DEVICES
+from .device_file import device as device
+from .device_file import parse_device as parse_device
 from .estimate import Breakdown as Breakdown
 from .estimate import Estimate as Estimate
 from .estimate import Footprint as Footprint
@@ -22,6 +22,7 @@ from .estimate import KernelCost as KernelCost
 from .estimate import estimate as estimate
 from .fallback import UnsupportedFormat as UnsupportedFormat
 from .fallback import execution as execution
+from .op import Op as Op
 from .ops import OPS as OPS
 from .ops import Attention as Attention
 from .ops import Conv2d as Conv2d
@@ -30,7 +31,6 @@ from .ops import Elementwise as Elementwise
 from .ops import Gemm as Gemm
 from .ops import Move as Move
 from .ops import Norm as Norm
-from .ops import Op as Op
 from .ops import Quantize as Quantize
 from .ops import Reduction as Reduction
 from .ops import Softmax as Softmax

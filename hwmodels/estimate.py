@@ -21,7 +21,7 @@ import numpy as np
 from . import gpu
 from ._names import choose
 from .device import Device
-from .device import device as find_device
+from .device_file import device as find_device
 from .fallback import vector_rate
 from .lower import MODES, Mode, Program, program, single
 from .ops import Op
@@ -32,7 +32,7 @@ from .workload import Workload
 
 Cache: TypeAlias = Literal["warm", "cold"]
 CACHES = ("warm", "cold")
-GPU_NOTE = "gpu: tiles, waves, caches and clocks, fitted to measured kernels (errors: hwmodels.calibrate.errors())"
+GPU_NOTE = "gpu: tiles, waves, caches and clocks, fitted to measured kernels (errors: hwmodels.errors.errors())"
 
 
 @dataclass(frozen=True, kw_only=True)

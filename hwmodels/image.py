@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .estimate import Estimate
-from .ops import check_size
+from .op import check_size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .ops import Op, check_size, op_from_dict
+from .op import Op, check_size
+from .ops import op_from_dict
 
 SCHEMA = "fpsim-workload/1"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hwmodels
-from hwmodels import Attention, Conv2d, Elementwise, Gemm, Workload, calibrate, gpu
+from hwmodels import Attention, Conv2d, Elementwise, Gemm, Workload, calibrate, errors, gpu, measured
 from hwmodels import estimate as any_estimate
 
 estimate = partial(any_estimate, model="auto")
@@ -149,7 +149,7 @@ def test_saved_parameters_come_back(tmp_path):
 BOUNDS = {"h100-sxm": (0.055, 0.035), "b200-sxm": (0.07, 0.055), "a100-sxm-80gb": (0.075, 0.055), "l40s": (0.115, 0.1)}
 
 
-@pytest.mark.parametrize("row", calibrate.errors(), ids=lambda row: f"{row.device}-{row.split}")
+@pytest.mark.parametrize("row", errors.errors(), ids=lambda row: f"{row.device}-{row.split}")
 def test_errors_on_measured_products(row):
     mean, median = BOUNDS[row.device]
     assert row.mean < mean
@@ -158,30 +158,30 @@ def test_errors_on_measured_products(row):
 
 
 def test_errors_on_measured_attention_and_quantize_kernels():
-    for data in calibrate.attention_measurements():
-        off = np.abs(calibrate.modelled_attention(data, PARAMETERS) / data.seconds - 1)
+    for data in measured.attention_measurements():
+        off = np.abs(measured.modelled_attention(data, PARAMETERS) / data.seconds - 1)
         assert np.median(off) < 0.05, data.device
-    for kind, (_, _, measured) in calibrate.quantize_measurements().items():
-        off = np.abs(calibrate.modelled_quantize(PARAMETERS, kind) / measured - 1)
+    for kind, (_, _, seconds) in measured.quantize_measurements().items():
+        off = np.abs(measured.modelled_quantize(PARAMETERS, kind) / seconds - 1)
         assert np.median(off) < 0.1, kind
 
 
 def test_the_split_is_by_site_and_the_same_for_every_device():
-    for data in calibrate.gemm_measurements():
+    for data in measured.gemm_measurements():
         mask = data.held_out()
         held = {(n, k) for n, k, out in zip(data.n, data.k, mask, strict=True) if out}
         kept = {(n, k) for n, k, out in zip(data.n, data.k, mask, strict=True) if not out}
         assert held
         assert not held & kept
-        assert all(calibrate.is_held_out(int(n), int(k)) for n, k in held)
+        assert all(measured.is_held_out(int(n), int(k)) for n, k in held)
 
 
 @pytest.mark.slow
 def test_fitting_recovers_parameters_from_the_models_own_times():
     """On times made by the model itself the fit must get back to (nearly) no error from the textbook start."""
     truth = replace(calibrate.start(), efficiency_wgmma=0.8, hbm=0.75, fixed=3e-6, prologue_wgmma=1500.0)
-    data = next(g for g in calibrate.gemm_measurements() if g.device == "h100-sxm" and g.format == "bfloat16")
-    made = replace(data, seconds=calibrate.modelled(data, truth))
-    before = calibrate.error(made, "", calibrate.start()).mean
-    after = calibrate.error(made, "", calibrate.fit_gemm([made], rounds=1)).mean
+    data = next(g for g in measured.gemm_measurements() if g.device == "h100-sxm" and g.format == "bfloat16")
+    made = replace(data, seconds=measured.modelled(data, truth))
+    before = errors.error(made, "", calibrate.start()).mean
+    after = errors.error(made, "", calibrate.fit_gemm([made], rounds=1)).mean
     assert after < 0.02 < before
