@@ -105,6 +105,7 @@ class Cost:
     devices: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     mode: str = "graph"
+    estimator: str = "roofline"  # how: a lower bound that knows every device, or "auto", the best model of each
     baseline: str = "bf16"  # what a speed-up is relative to: the arithmetic people deploy without quantization
 
     def __post_init__(self) -> None:

@@ -94,7 +94,7 @@ def _price(
 
     cost = experiment.cost
     try:
-        estimate = hwmodels.estimate(operations, scheme, device=device, mode=cost.mode)  # type: ignore[arg-type]
+        estimate = hwmodels.estimate(operations, scheme, device=device, mode=cost.mode, model=cost.estimator)  # type: ignore[arg-type]
     except hwmodels.UnsupportedFormat as error:
         return CostRow(
             configuration=label,

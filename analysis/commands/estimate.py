@@ -26,6 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--spec", default="bf16", help="fp8, int8, nvfp4, w8a16, ... or a scheme (default bf16)")
     parser.add_argument("--device", required=True, help="a name that `fpsim list devices` prints")
     parser.add_argument("--mode", default="graph", choices=("eager", "graph", "compiled"), help="default: graph")
+    parser.add_argument("--estimator", default="roofline", help="roofline (default), or auto: the best there is")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
     spec = precision(options.spec)
     if not isinstance(spec, str) and not options.model:
         subject = dataclasses.replace(subject, path="layer")  # rules speak of layers; this is one
-    estimate = hwmodels.estimate(subject, spec, device=options.device, mode=options.mode)
+    estimate = hwmodels.estimate(subject, spec, device=options.device, mode=options.mode, model=options.estimator)
     if options.json:
         say_json({"device": options.device, "spec": options.spec, "mode": options.mode, **estimate.to_dict()})
         return

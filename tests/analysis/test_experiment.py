@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from analysis.experiment import SHIPPED, Cost, Experiment, Quality
+from analysis.whatif import check, make_plan
 
 TEXT = """
 name = "mine"
@@ -61,6 +62,17 @@ def test_shipped_experiments_load_by_name(path: Path) -> None:
     assert found.name == path.stem
     for configuration in found.configuration:
         assert found.scheme_of(configuration).rules
+
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_load_and_their_rules_decide_layers(path: Path) -> None:
+    found = Experiment.load(path)
+    assert found.name == path.stem
+    unused = check(make_plan(found))
+    assert not set(unused) & set(found.schemes)
 
 
 def test_the_default_experiment_is_what_the_page_promises() -> None:

@@ -245,6 +245,7 @@ def mistake(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> st
         (('"int8-w8a8"]', '"int9-w8a8"]'), "unknown scheme 'int9-w8a8'; did you mean"),
         (("generic/int32", "generic/int3"), "unknown engine 'generic/int3'; did you mean"),
         (("generic/int32", "generic/fp32"), "engine 'generic/fp32' does not take a='int8', b='int8'"),
+        (("[cost]", '[cost]\nestimator = "rooflin"'), "'rooflin'; did you mean 'roofline'"),
         (("steps = 2", "step = 2"), "quality: unknown key 'step'; did you mean 'steps'"),
         (('"shapes-sd"\nprompts', '"shapes-sdd"\nprompts'), "no pipeline 'shapes-sdd'; give an embedded"),
         (('scheme = ["fp32"', 'method = "rtm"\nscheme = ["fp32"'), "unknown method 'rtm'; did you mean"),
