@@ -142,9 +142,7 @@ def _scale_and_bias(
         ("b_scale", right, (1, result.shape[-1])),
     ):
         if scale.size != 1 and scale.shape[-2:] != shape:
-            raise ValueError(
-                f"{name} is {scale.shape}; allowed: a scalar, or one per row and column, ending in {shape}"
-            )
+            raise ValueError(f"{name} is {scale.shape}; allowed: a scalar, or a shape that ends in {shape}")
     with np.errstate(all="ignore"):
         result = result * (left * right) if left.size == right.size == 1 else (result * right) * left
         if bias is not None:

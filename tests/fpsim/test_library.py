@@ -1,0 +1,126 @@
+"""Library GEMMs: epilogues and split K against torch's own float32 operations, DeepGEMM and FP8 mma.sync against
+their definitions."""
+
+import numpy as np
+import pytest
+import torch
+
+import fpsim
+from fpsim import reference
+from fpsim.accumulators import FusedDot
+from tests.strategies import assert_same_bits, bits
+
+RNG = np.random.default_rng(31)
+A, B = (fpsim.encode(RNG.standard_normal(shape), "e4m3") for shape in ((6, 300), (300, 5)))
+ACC = fpsim.engine("hopper/wgmma", "e4m3")
+
+
+def chain(a: np.ndarray, b: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(fpsim.matmul(a, b, ACC))
+
+
+def test_fast_accumulation_is_one_chain_and_the_other_promotes_every_128() -> None:
+    assert_same_bits(fpsim.matmul(A, B, fpsim.engine("hopper/scaled_mm-fast", "e4m3")), chain(A, B).numpy())
+    want = torch.zeros(6, 5)
+    for k in range(0, 300, 128):
+        want = want + chain(A[:, k : k + 128].copy(), B[k : k + 128].copy())
+    assert_same_bits(fpsim.matmul(A, B, fpsim.engine("hopper/scaled_mm", "e4m3")), want.numpy())
+
+
+@pytest.mark.parametrize("out", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_epilogue_order(out: str, rows: bool, with_bias: bool) -> None:
+    sa = RNG.uniform(0.1, 3, (6, 1)).astype(np.float32) if rows else np.float32(0.3)
+    sb = RNG.uniform(0.1, 3, (1, 5)).astype(np.float32) if rows else np.float32(1.7)
+    bias = RNG.standard_normal(5).astype(np.float32) if with_bias else None
+    acc, ta, tb = chain(A, B), torch.as_tensor(sa), torch.as_tensor(sb)
+    want = (acc * tb) * ta if rows else acc * (ta * tb)
+    if bias is not None:
+        want = want + torch.from_numpy(bias)
+    spec = fpsim.engine("hopper/scaled_mm-fast", "e4m3", out=out)
+    got = fpsim.matmul(A, B, spec, a_scale=sa, b_scale=sb, bias=bias)
+    kind = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[out]
+    wide = {4: torch.int32, 2: torch.int16}[got.itemsize]
+    assert_same_bits(got.view(f"i{got.itemsize}"), want.to(kind).view(wide).numpy())
+
+
+def test_split_k_is_chains_added_in_order() -> None:
+    spec = fpsim.engine("hopper/scaled_mm-fast", "e4m3", split_k=2)
+    want = chain(A[:, :256].copy(), B[:256].copy()) + chain(A[:, 256:].copy(), B[256:].copy())
+    assert_same_bits(fpsim.matmul(A, B, spec), want.numpy())
+    assert (fpsim.matmul(A, B, spec) != chain(A, B).numpy()).any()
+    with pytest.raises(ValueError, match="split_k=2 is for chains of fused dot products, not IntegerAccumulator"):
+        fpsim.engine("generic/int32", "int8", split_k=2)
+
+
+def test_deepgemm_promotes_with_one_fma_per_group() -> None:
+    spec = fpsim.engine("hopper/deepgemm", "e4m3")
+    sa = RNG.uniform(0.5, 2, (6, 3)).astype(np.float32)
+    sb = RNG.uniform(0.5, 2, (3, 5)).astype(np.float32)
+    got = fpsim.matmul(A, B, spec, a_scale=sa, b_scale=sb)
+    total = np.zeros((6, 5), np.float32)
+    for g, k in enumerate(range(0, 300, 128)):
+        part = chain(A[:, k : k + 128].copy(), B[k : k + 128].copy()).numpy()
+        scale = sa[:, g, None] * sb[None, g]
+        # A float64 product of two float32 is exact and its sum with a third is rounded twice: away from ties, the same.
+        total = (scale.astype(np.float64) * part + total).astype(np.float32)
+    assert_same_bits(got, total)
+    assert_same_bits(got, fpsim.matmul(A, B, spec, a_scale=sa, b_scale=sb, backend="reference"))
+    with pytest.raises(ValueError, match="is block-scaled: give a_scale and b_scale"):
+        fpsim.matmul(A, B, spec)
+
+
+@pytest.mark.parametrize("out", ["f32", "f16"])
+def test_fp8_mma_sync_on_hopper_is_two_fp16_chains_and_an_addition(out: str) -> None:
+    """Restated with the FP16 engine: k mod 4 in (0, 1), then (2, 3), from zero, then + C; per 32 products."""
+    spec = fpsim.engine("hopper/mma", "e4m3", "e5m2", out)
+    b5 = fpsim.encode(np.random.default_rng(5).standard_normal((64, 5)), "e5m2")
+    a4 = A[:, :64].copy()
+    half = fpsim.MatmulSpec("f16", "f16", spec.accumulator.inner)
+    dtype = np.float32 if out == "f32" else np.float16
+    c = RNG.standard_normal((6, 5)).astype(dtype)
+    x, y = (fpsim.encode(fpsim.decode(v, f), "f16") for v, f in ((a4, "e4m3"), (b5, "e5m2")))
+    want = c
+    for k in range(0, 64, 32):
+        first = [k + i for i in range(32) if i % 4 < 2]
+        second = [k + i for i in range(32) if i % 4 >= 2]
+        acc = fpsim.matmul(x[:, first].copy(), y[first].copy(), half)
+        acc = fpsim.matmul(x[:, second].copy(), y[second].copy(), half, acc)
+        want = (acc + want).astype(dtype)
+    assert_same_bits(fpsim.matmul(a4, b5, spec, c), want)
+    assert (fpsim.matmul(a4, b5, fpsim.engine("hopper/wgmma", "e4m3", "e5m2", out), c) != want).any()
+
+
+def test_exact_sums_are_correctly_rounded() -> None:
+    """A Kulisch accumulator: cancellation of terms 2**200 apart leaves the smallest one."""
+    spec = fpsim.MatmulSpec("bf16", "bf16", FusedDot(None, None, "rne"))
+    a = fpsim.encode([[2.0**100, 2.0**-100, -(2.0**100)]], "bf16")
+    b = fpsim.encode([[2.0**100], [1.0], [2.0**100]], "bf16")
+    assert fpsim.matmul(a, b, spec).item() == 2.0**-100
+    x, y = fpsim.encode(RNG.standard_normal((3, 99)), "bf16"), fpsim.encode(RNG.standard_normal((99, 4)), "bf16")
+    exact = [[reference.dot(row, column, 0, spec) for column in y.T.tolist()] for row in x.tolist()]
+    assert bits(fpsim.matmul(x, y, spec)).tolist() == exact
+
+
+def test_scales_are_checked() -> None:
+    spec = fpsim.engine("rtx-blackwell/mma-mxf4nvf4", "e2m1", scale="ue4m3", block=16)
+    a, b = np.zeros((2, 40), np.uint8), np.zeros((40, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"one scale per 16 of K = 40 they must end in \(2, 3\) and \(3, 3\)"):
+        fpsim.matmul(a, b, spec, a_scale=np.zeros((2, 2), np.uint8), b_scale=np.zeros((3, 3), np.uint8))
+    with pytest.raises(ValueError, match="takes no a_scale, b_scale or bias"):
+        fpsim.matmul(A, B, ACC, bias=np.zeros(5, np.float32))
+    with pytest.raises(ValueError, match="starts from zero; add with bias="):
+        fpsim.matmul(A, B, fpsim.engine("hopper/scaled_mm", "e4m3"), np.zeros((6, 5), np.float32))
+    with pytest.raises(ValueError, match=r"a_scale is \(5, 1\); allowed: a scalar, or a shape that ends in \(6, 1\)"):
+        fpsim.matmul(A, B, fpsim.engine("hopper/scaled_mm", "e4m3"), a_scale=np.ones((5, 1)), b_scale=1.0)
+
+
+def test_batched_block_scales() -> None:
+    spec = fpsim.engine("blackwell/tcgen05-mxf8f6f4", "e4m3", "e2m1", scale="e8m0", block=32)
+    rng = np.random.default_rng(8)
+    a, b = rng.integers(0, 120, (2, 3, 64)).astype(np.uint8), rng.integers(0, 16, (64, 4)).astype(np.uint8)
+    sa, sb = rng.integers(120, 134, (2, 3, 2)).astype(np.uint8), rng.integers(120, 134, (2, 4)).astype(np.uint8)
+    whole = fpsim.matmul(a, b, spec, a_scale=sa, b_scale=sb)
+    for i in range(2):
+        assert_same_bits(whole[i], fpsim.matmul(a[i], b, spec, a_scale=sa[i], b_scale=sb))
