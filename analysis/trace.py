@@ -11,14 +11,13 @@ model insists on doing in another type (a norm in float32) say so in `dtype`.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.models import MODELS, PARTS, Input, Model, Part, Size, model
+from analysis.models import MODELS, PARTS, Input, Model, Part, Size, embedded, model
 from hwmodels.ops import Op
 from hwmodels.workload import Workload
 
@@ -69,23 +68,17 @@ def _resolve(subject: Any) -> tuple[Model, str]:
         return model(subject), subject.lower()
     if isinstance(subject, str | Path) and (Path(subject) / "model_index.json").is_file():
         return _from_directory(Path(subject)), Path(subject).name
-    if isinstance(subject, str) and subject in _embedded():
-        load = importlib.import_module("analysis.models.embedded").load
-        return _from_pipeline(load(subject)), subject
+    if isinstance(subject, str) and subject.lower() in embedded.NAMES:
+        return _from_directory(embedded.path(subject.lower())), subject.lower()
     if isinstance(subject, str | Path):
         if "/" in str(subject) or isinstance(subject, Path):
             raise ValueError(f"no pipeline at {subject}: model_index.json not found; give a directory that has one")
-        return model(str(subject)), str(subject)  # raises, with the nearest name
+        return model(str(subject), embedded.NAMES), str(subject)  # raises, with the nearest name
     if isinstance(getattr(subject, "components", None), Mapping):
         return _from_pipeline(subject), type(subject).__name__
     raise ValueError(
         f"cannot trace {type(subject).__name__}; allowed: a model name, a pipeline, its directory, a module"
     )
-
-
-def _embedded() -> list[str]:
-    folder = Path(__file__).parent / "models" / "embedded"
-    return [p.stem.replace("_", "-") for p in folder.glob("*.py") if not p.stem.startswith("_")]
 
 
 _ROLES = (("denoiser", "unet", "forward"), ("denoiser", "transformer", "forward"), ("vae-decode", "vae", "decode"))

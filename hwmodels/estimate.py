@@ -200,8 +200,10 @@ class _Alone:
         return self.precision
 
 
-def _notes(executions: Executions, dev: Device, mach: gpu.Machine | None) -> list[str]:
+def _notes(executions: Executions, dev: Device, mach: gpu.Machine | None, mode: str) -> list[str]:
     notes = [NOTE if mach is None else GPU_NOTE]
+    if mode == "eager":
+        notes.append("eager: the host's own time is not in the model; a model of many small kernels takes longer")
     for item in executions:
         if item is not None and item.note and item.note not in notes:
             notes.append(item.note)
@@ -276,7 +278,7 @@ def estimate(
         exact=all(e is None or e.exact for e in executions),
         notes=(
             *((why,) if why else ()),
-            *_notes(executions, dev, mach),
+            *_notes(executions, dev, mach, mode),
             *(work.notes if isinstance(work, Workload) else ()),
         ),
         breakdown=Breakdown(program=run, executions=executions, times=times),

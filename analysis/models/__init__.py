@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -189,11 +189,15 @@ class _Models(Mapping[str, Model]):
 MODELS: Mapping[str, Model] = _Models(Path(__file__).parent)
 
 
-def model(name: str) -> Model:
-    """The architecture called `name`; ValueError, with the nearest known one, for an unknown name."""
+def model(name: str, others: Iterable[str] = ()) -> Model:
+    """The architecture called `name`; ValueError, with the nearest known one, for an unknown name.
+
+    others: names the caller knows beside these, for that message.
+    """
     key = name.lower()
     if key in MODELS:
         return MODELS[key]
-    near = get_close_matches(key, MODELS, n=1)
+    known = [*MODELS, *others]
+    near = get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown model {name!r}{hint} (known: {', '.join(MODELS)})")
+    raise ValueError(f"unknown model {name!r}{hint} (known: {', '.join(known)})")

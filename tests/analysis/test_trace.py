@@ -275,3 +275,19 @@ def test_a_trace_survives_json():
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["shapes-sd", "shapes-dit", "shapes-sd-outlier"])
+def test_embedded_pipelines_are_traced_from_their_configurations(name):
+    from analysis.models import embedded
+
+    work = trace(name, batch=2)
+    assert work.name == name
+    assert work.notes == ()
+    pipe = embedded.load(name)
+    denoiser = pipe.components.get("unet") or pipe.components["transformer"]
+    assert work.parameters == sum(p.numel() for p in denoiser.parameters())
+    assert trace(pipe, batch=2).ops == work.ops
+    decoder = trace(name, part="vae-decode")
+    assert decoder.ops[-1].outputs == (64, 64)
+    assert trace(name, part="text-encoder").macs > 0
