@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fpsim import _jit
+from fpsim._kernels import block
 from fpsim.codec import decode as decode_scalar
 from fpsim.codec import encode as encode_scalar
 from fpsim.codec import real_array
-from fpsim.formats import BlockFormat
+from fpsim.formats import BlockFormat, ScaleRule
 from fpsim.formats import format as find_format
 from fpsim.rounding import Rounding
 
@@ -53,9 +55,17 @@ def block_format(fmt: str | BlockFormat) -> BlockFormat:
     return row
 
 
-def encode(x: npt.ArrayLike, fmt: str | BlockFormat, axis: int = -1, *, rounding: str | Rounding = "rne") -> Blocks:
-    """Choose the scales of `x` along `axis` by the format's rule and encode the elements (saturating).
+def encode(
+    x: npt.ArrayLike,
+    fmt: str | BlockFormat,
+    axis: int = -1,
+    *,
+    rounding: str | Rounding = "rne",
+    rule: ScaleRule | None = None,
+) -> Blocks:
+    """Choose the scales of `x` along `axis` by `rule` (the format's by default), encode the elements (saturating).
 
+    rule : power-of-two scales: "floor", "ceil", "rceil", "even" or "mse" (see RULES); "amax" for NVFP4's two levels.
     x : real array with at least one axis; a length that is no multiple of the block leaves a short last block.
     Raises ValueError for a scalar format, a zero-dimensional `x` or an axis it does not have.
     """
@@ -65,10 +75,15 @@ def encode(x: npt.ArrayLike, fmt: str | BlockFormat, axis: int = -1, *, rounding
         raise ValueError(f"axis is {axis}, but x has {values.ndim} axes")
     blocked, length = _to_blocks(values.astype(np.float32, copy=False), axis, row.block)
     amax = np.max(np.abs(blocked), axis=-1)
-    if row.rule == "amax":
+    wanted = rule or row.rule
+    if wanted not in RULES or (wanted == "amax") != (row.rule == "amax"):
+        allowed = ["amax"] if row.rule == "amax" else [name for name in RULES if name != "amax"]
+        raise ValueError(f"unknown scale rule {wanted!r} for {row.name!r} (known: {', '.join(allowed)})")
+    if wanted == "amax":
         tensor_scale, scales, step = _two_level_scales(amax, row)
     else:
-        tensor_scale, scales, step = 1.0, *_power_of_two_scales(amax, row)
+        codes_of = _mse_codes(blocked, amax, row) if wanted == "mse" else _exponent_codes(amax, row, wanted)
+        tensor_scale, scales, step = 1.0, codes_of, decode_scalar(codes_of, row.scale).astype(np.float32)
     with np.errstate(all="ignore"):
         scaled = blocked / step[..., None]
     scaled[step == 0] = 0.0
@@ -92,19 +107,90 @@ def decode(blocks: Blocks) -> Array:
 
 
 def quantize_blocks(
-    x: npt.ArrayLike, fmt: str | BlockFormat, axis: int = -1, *, rounding: str | Rounding = "rne"
+    x: npt.ArrayLike,
+    fmt: str | BlockFormat,
+    axis: int = -1,
+    *,
+    rounding: str | Rounding = "rne",
+    rule: ScaleRule | None = None,
 ) -> Array:
     """`decode(encode(x))`: the values of `x` on the grid of its blocks, float32."""
-    return decode(encode(x, fmt, axis, rounding=rounding))
+    row = block_format(fmt)
+    element = _fast_element(row)
+    if element is None or rounding != "rne" or (rule or row.rule) not in ("floor", "amax"):
+        return decode(encode(x, row, axis, rounding=rounding, rule=rule))
+    values = real_array(x).astype(np.float32, copy=False)
+    if not -values.ndim <= axis < values.ndim:
+        raise ValueError(f"axis is {axis}, but x has {values.ndim} axes")
+    blocked, length = _to_blocks(values, axis, row.block)
+    flat, out = blocked.reshape(-1), np.empty(blocked.shape, np.float32)
+    words, result = flat.view(np.int32), out.reshape(-1)
+    result_words, count, grain = result.view(np.int32), flat.size // row.block, 2048
+    if row.rule == "amax":
+        amax = np.empty(count, np.int32)
+        _jit.parallel(lambda i, j: block.block_largest(words, row.block, amax, i, j), count, grain)
+        tensor_scale, codes, _ = _two_level_scales(amax.view(np.float32), row)
+        tensor, scales = np.float32(tensor_scale), decode_scalar(codes, row.scale)
+        args = (flat, words, row.block, element, tensor, scales, result, result_words)
+        _jit.parallel(lambda i, j: block.quantize_two_level(*args, i, j), count, grain)
+    else:
+        plain = (flat, words, row.block, element, result, result_words)
+        _jit.parallel(lambda i, j: block.quantize_power_of_two(*plain, i, j), count, grain)
+    return _from_blocks(out, axis, length, values.shape)
 
 
-def _power_of_two_scales(amax: Array, row: BlockFormat) -> tuple[Array, Array]:
-    """E8M0 codes and values by the OCP floor rule, from the exponent field of amax."""
+def _fast_element(row: BlockFormat) -> block.Element | None:
+    """The element for the one-pass kernels: signed floats with -0; None otherwise."""
+    e = row.element
+    if e.kind != "float" or not e.signed or e.nan == "negative-zero" or e.mantissa_bits < 1:
+        return None
+    step = e.smallest_subnormal
+    top = int(np.frexp(e.max)[1]) - 1
+    return block.Element(23 - e.mantissa_bits, e.smallest_normal, step, 1 / step, e.max, top)
+
+
+#: scale rule -> what it does, with m = largest element value and emax its exponent
+RULES: dict[str, str] = {
+    "floor": "2**(floor(log2(amax)) - emax): OCP MX 1.0, section 6.3; elements may saturate",
+    "ceil": "2**(ceil(log2(amax)) - emax): one more where amax is no power of two; nothing saturates for long",
+    "rceil": "2**ceil(log2(amax / m)), the quotient in float32: the smallest one without saturation (PTX cvt.rp)",
+    "even": "floor, after rounding amax to the element's precision (half up)",
+    "mse": "of floor's scale, half and twice of it, the one with the smallest squared error of the block (first wins)",
+    "amax": "amax / m, in two levels (NVFP4)",
+}
+
+
+def _exponent_codes(amax: Array, row: BlockFormat, rule: str) -> Array:
+    """E8M0 codes of the power-of-two rules, from the bits of amax: no logarithm is taken."""
     emax = int(np.frexp(row.element.max)[1]) - 1
-    field = (amax.view(np.uint32) >> 23).astype(np.int32)
+    words = amax.view(np.uint32).astype(np.int64)
+    finite = words < 0x7F800000
+    if rule == "rceil":
+        words = (amax / np.float32(row.element.max)).view(np.uint32).astype(np.int64)
+        emax = 0
+    elif rule == "even":
+        words = words + (1 << (22 - row.element.mantissa_bits))
+    field = words >> 23
+    if rule in ("ceil", "rceil"):
+        field = field + ((words & 0x7FFFFF) != 0)
     codes = np.clip(field - emax, 0, 254).astype(np.uint8)
-    codes[field == 255] = 255
-    return codes, decode_scalar(codes, row.scale).astype(np.float32)
+    codes[~finite] = 255
+    return codes
+
+
+def _mse_codes(blocked: Array, amax: Array, row: BlockFormat) -> Array:
+    """Of three neighbouring scales, the one with the smallest squared error, in float64."""
+    floor = _exponent_codes(amax, row, "floor").astype(np.int64)
+    best, least = floor.astype(np.uint8), np.full(floor.shape, np.inf)
+    for shift in (0, -1, 1):
+        codes = np.where(floor == 255, 255, np.clip(floor + shift, 0, 254)).astype(np.uint8)
+        step = decode_scalar(codes, row.scale).astype(np.float32)[..., None]
+        with np.errstate(all="ignore"):
+            elements = decode_scalar(encode_scalar(blocked / step, row.element), row.element)
+            error = np.square(elements.astype(np.float64) * step - blocked).sum(axis=-1)
+        better = error < least
+        best[better], least[better] = codes[better], error[better]
+    return best
 
 
 def _two_level_scales(amax: Array, row: BlockFormat) -> tuple[float, Array, Array]:
@@ -121,14 +207,14 @@ def _two_level_scales(amax: Array, row: BlockFormat) -> tuple[float, Array, Arra
     return float(tensor), scales, step
 
 
-def _to_blocks(x: Array, axis: int, block: int) -> tuple[Array, int]:
+def _to_blocks(x: Array, axis: int, size: int) -> tuple[Array, int]:
     """(..., length) with `axis` last -> (..., blocks, block), padded with zeros."""
     moved = np.moveaxis(x, axis, -1)
     length = moved.shape[-1]
-    pad = -length % block
+    pad = -length % size
     if pad:
         moved = np.concatenate([moved, np.zeros((*moved.shape[:-1], pad), x.dtype)], axis=-1)
-    return np.ascontiguousarray(moved).reshape(*moved.shape[:-1], (length + pad) // block, block), length
+    return np.ascontiguousarray(moved).reshape(*moved.shape[:-1], (length + pad) // size, size), length
 
 
 def _from_blocks(blocked: Array, axis: int, length: int, shape: tuple[int, ...]) -> Array:

@@ -7,7 +7,7 @@ import pytest
 
 import fpsim
 from fpsim import blocks, reference
-from fpsim.formats import BlockFormat
+from fpsim.formats import BlockFormat, ScaleRule
 from tests.strategies import assert_same_bits, bits
 
 MX = ("mxfp8", "mxfp8-e5m2", "mxfp6", "mxfp6-e3m2", "mxfp4", "mxint8")
@@ -100,3 +100,39 @@ def test_zeros_and_sizes() -> None:
         fpsim.quantize(np.zeros(4, np.float32), "mxfp4", axis=2)
     with pytest.raises(ValueError, match="'e4m3' is a scalar format"):
         blocks.encode(np.zeros(4), "e4m3")
+
+
+@pytest.mark.parametrize("name", [*MX, "nvfp4"])
+def test_one_pass_equals_encode_then_decode(name: str) -> None:
+    rng = np.random.default_rng(13)
+    x = (rng.standard_normal((300, 64)) * 2.0 ** rng.integers(-30, 30, (300, 1))).astype(np.float32)
+    x[::7] *= np.float32(2.0**-110)
+    x[5], x[6, 3], x[8, 40], x[9, ::2] = 0, np.nan, -np.inf, -0.0
+    x[10] = np.nextafter(np.float32(2.0) ** rng.integers(-5, 5, 64).astype(np.float32), np.float32(0))
+    want = blocks.decode(blocks.encode(x, name))
+    got = fpsim.quantize(x, name)
+    nan = np.isnan(want)
+    assert (nan == np.isnan(got)).all()
+    assert_same_bits(np.where(nan, 0, got), np.where(nan, 0, want), name)
+
+
+def test_scale_rules() -> None:
+    """amax = 7 into E2M1 (largest value 6 = 1.5 * 2**2): floor saturates, the others do not."""
+    x = np.zeros(32, np.float32)
+
+    def powers(amax: float, *rules: ScaleRule) -> list[int]:
+        x[0] = amax
+        return [int(blocks.encode(x, "mxfp4", rule=rule).scales[0]) - 127 for rule in rules]
+
+    assert powers(7.0, "floor", "ceil", "rceil", "even", "mse") == [0, 1, 1, 1, 0]
+    assert powers(8.0, "floor", "ceil", "rceil", "even") == [1, 1, 1, 1]
+    assert powers(6.0, "floor", "ceil", "rceil") == [0, 1, 0]
+    y = np.random.default_rng(3).standard_normal((50, 32)).astype(np.float32)
+
+    def error(rule: ScaleRule) -> np.ndarray:
+        return np.square(blocks.decode(blocks.encode(y, "mxfp4", rule=rule)) - y.astype(np.float64)).sum(axis=1)
+
+    assert (error("mse") <= error("floor")).all()
+    assert (error("mse") < error("floor")).any()
+    with pytest.raises(ValueError, match=r"unknown scale rule 'amax' for 'mxfp4' \(known: floor, ceil"):
+        blocks.encode(x, "mxfp4", rule="amax")
