@@ -291,3 +291,28 @@ def test_embedded_pipelines_are_traced_from_their_configurations(name):
     decoder = trace(name, part="vae-decode")
     assert decoder.ops[-1].outputs == (64, 64)
     assert trace(name, part="text-encoder").macs > 0
+
+
+@pytest.mark.slow
+def test_each_model_traces_in_five_seconds_and_the_zoo_prices_in_ten():
+    import time
+
+    import hwmodels
+    from analysis.models import model
+
+    works = []
+    for name in TOTALS:
+        model(name).part()[0].build()  # imports are not the tracer's time
+        start = time.process_time()
+        works.append(trace(name))
+        assert time.process_time() - start < 5, name
+    start = time.process_time()
+    for work in works:
+        for device in hwmodels.DEVICES:
+            for precision in hwmodels.SHORTHANDS:
+                try:
+                    result = hwmodels.estimate(work, precision, device, model="auto")
+                except hwmodels.UnsupportedFormat:
+                    continue
+                assert result.time_s > 0
+    assert time.process_time() - start < 10
