@@ -205,7 +205,7 @@ def draw_fronts(run: Run) -> dict[str, bytes]:
             and row.time_per_image is not None
         ]
         if points:
-            figures[f"pareto-{device}.png"] = plots.pareto(
+            figures[f"pareto-{model}-{device}.png"] = plots.pareto(
                 points,
                 title=f"{model} on {device}",
                 cost_name="seconds per image (projected)",

@@ -40,6 +40,7 @@ _SHOWN: Mapping[str, tuple[float, int, bool]] = {
     "residual": (1000, 2, False),
     "residual_change": (1000, 2, True),
     "psnr": (1, 1, False),
+    "psnr_to_shortcut": (1, 1, False),
     "ssim": (1, 3, False),
     "frechet": (1, 2, False),
 }
@@ -62,10 +63,9 @@ def stored_results(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"the run in {directory} is not finished; {again}")
     try:
-        results: dict[str, Any] = read_json(path)
+        return read_json(path)
     except DamagedFile as error:
         raise ValueError(f"{error}; {again}") from error
-    return results
 
 
 def render(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
@@ -209,7 +209,7 @@ def _twins(quality: Iterable[QualityRow]) -> list[dict[str, str]]:
     return [
         {"label": row.configuration, "twin": row.against, "psnr": interval_cell(row), "prompts": str(row.prompts)}
         for row in quality
-        if row.engine and row.metric == "psnr" and row.against != REFERENCE
+        if row.metric == "psnr_to_shortcut"
     ]
 
 

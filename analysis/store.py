@@ -69,23 +69,23 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.close(directory)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write indented JSON with its own SHA-256 beside the value, atomically."""
-    document = {"sha256": digest(value), "value": value}
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as indented JSON, atomically; its key `sha256` is the digest of all the others."""
+    document = {"sha256": digest(dict(value)), **value}
     write_atomic(path, (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote. Raises DamagedFile when the bytes are not that, FileNotFoundError without a file."""
     try:
         document = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DamagedFile(f"{path} is damaged: {error}") from error
-    if not (isinstance(document, dict) and document.keys() == {"sha256", "value"}):
+    if not isinstance(document, dict) or "sha256" not in document:
         raise DamagedFile(f"{path} is damaged: it is not a file that fpsim wrote")
-    if document["sha256"] != digest(document["value"]):
+    if document.pop("sha256") != digest(document):
         raise DamagedFile(f"{path} is damaged: its content does not match its hash")
-    return document["value"]
+    return document
 
 
 def pack_images(images: Images, identity: str) -> bytes:
@@ -190,10 +190,9 @@ class RunDirectory:
     def manifest(self) -> dict[str, Any]:
         """What experiment.json says. Raises ValueError, with what to delete, when it is damaged."""
         try:
-            manifest: dict[str, Any] = read_json(self.manifest_path)
+            return read_json(self.manifest_path)
         except DamagedFile as error:
             raise ValueError(f"{error}; delete {self.path} and start again") from error
-        return manifest
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

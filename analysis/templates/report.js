@@ -98,7 +98,7 @@ function draw(box) {
   const front = [];
   for (const p of [...points].sort((a, b) => a.x - b.x || better(b, a))) if (!front.length || better(p, front.at(-1)) > 0) front.push(p);
   svg.append(make("polyline", { points: front.map((p) => `${px(p.x)},${py(p.y)}`).join(" "), class: "front" }));
-  const taken = [];
+  const taken = [], line = svg.clientWidth < 600 ? 22 : 14; // letters keep their size when the plot shrinks
   for (const p of points) {
     const colour = COLOURS[p.index % COLOURS.length];
     const mark = make("g", { tabindex: 0, role: "button", class: "mark", "aria-label": p.row.label });
@@ -107,7 +107,7 @@ function draw(box) {
     mark.append(make("circle", { cx: px(p.x), cy: py(p.y), r: 6.5, fill: colour, stroke: "white", "stroke-width": 1.5 }));
     const left = px(p.x) > W - 130;
     let at = py(p.y) + 4; // a label gives way to those already there
-    while (taken.some((other) => Math.abs(other.x - px(p.x)) < 90 && Math.abs(other.y - at) < 14)) at += 2;
+    while (taken.some((other) => Math.abs(other.x - px(p.x)) < 9 * line && Math.abs(other.y - at) < line)) at += 2;
     taken.push({ x: px(p.x), y: at });
     mark.append(make("text", { x: px(p.x) + (left ? -11 : 11), y: at, "text-anchor": left ? "end" : "start", class: "name" }, p.row.label));
     const show = () => tell(box, p, choice, quality, cost);
