@@ -57,8 +57,9 @@ EXPONENTIALS = 16
 #: how a generation feeds its tensor cores: registers, shared memory (asynchronously), tensor memory
 ENGINES: Mapping[str, str] = MappingProxyType({"hopper": "wgmma", "blackwell": "tcgen05"})
 DEFAULT_ENGINE = "mma"
-DEFAULT_THROTTLE = 0.9  # base / boost where no base clock is published: the middle of the devices that state one
-DEFAULT_CLOCK = 1.8e9
+#: base / boost assumed where no base clock is published: the SXM modules that publish one lie at 0.87 to 0.90
+DEFAULT_RATIO = 0.9
+DEFAULT_CLOCK = 1.8e9  # assumed where no clock is published at all; it only scales the cycles of prologues and L2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ class Parameters:
 
     Times in seconds, prologues in SM cycles, loads in bytes per clock and SM, the rest are fractions.  Efficiencies are
     relative to the rate at the sustained clock; attention's may exceed 1, since it draws less power than a product.
+    mma, wgmma and tcgen05 are the ways a generation feeds its tensor cores (`ENGINES`).
     """
 
     fixed: float
@@ -138,7 +140,7 @@ def machine(device: Device, parameters: Parameters) -> Machine:
         raise NotModelled(f"{device.name}: the GPU model needs an NVIDIA GPU with its number of SMs and its L2 size")
     clocks = {name: float(value) for name, value in device.clocks.items()}
     boost = clocks.get("tensor") or clocks.get("boost") or max(clocks.values(), default=DEFAULT_CLOCK)
-    ratio = clocks["base"] / boost if "base" in clocks else DEFAULT_THROTTLE
+    ratio = clocks["base"] / boost if "base" in clocks else DEFAULT_RATIO
     vector = device.rates.get(("f32", "f32", "f32"))
     return Machine(
         name=device.name,
