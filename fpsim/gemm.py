@@ -1,8 +1,8 @@
 """Matrix products in the arithmetic of a `MatmulSpec`: validate, unpack, run a kernel, view the result.
 
-Every backend computes the same bits: "cpu" with compiled kernels on all cores, "reference" with `fpsim.reference`
-(slow, for a look at the definition). The order of k is part of the arithmetic and is ascending unless the accumulator
-says otherwise.
+Every backend computes the same bits: "cpu" with compiled kernels on all cores, "cuda" on an NVIDIA GPU from the same
+scalar source, "reference" with `fpsim.reference` (slow, for a look at the definition). The order of k is part of the
+arithmetic and is ascending unless the accumulator says otherwise.
 """
 
 import math
@@ -20,7 +20,7 @@ from fpsim.formats import Format, container, scalar_format
 from fpsim.reference import dot as reference_dot
 from fpsim.spec import MatmulSpec
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("cpu", "cuda", "reference")
 
 #: result format -> numpy dtype of the array that comes out
 RESULT_DTYPES: dict[str, np.dtype[Any]] = {
@@ -188,6 +188,10 @@ def _product(a: Array, b: Array, c: Array, spec: MatmulSpec, scales: tuple[Array
     pair = None if scales is None else (scales[0], scales[1])
     if backend == "reference":
         _reference_product(a, b, c, spec, pair)
+    elif backend == "cuda":
+        from fpsim import _cuda  # only where it is asked for: it needs a driver
+
+        _cuda.accumulate(a, b, c, spec, pair)
     else:
         _cpu.accumulate(a, b, c, spec, pair)
 

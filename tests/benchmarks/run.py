@@ -125,7 +125,7 @@ def main() -> None:
         [
             "# Benchmarks",
             f"Written by `make bench` on {date.today()}: {machine}; torch {version('torch')}, "
-            f"numba {version('numba')}, ml_dtypes {version('ml_dtypes')}. Best of several runs; the ratios are what counts.",
+            f"numba {version('numba')}, ml_dtypes {version('ml_dtypes')}. Best of several runs.",
             f"## Conversions, {options.size} values",
             table(["work", "time", "times a float32 copy", "peers"], conversions(options.size)),
             f"## Matrix products, {options.n} x {options.n} x {options.n}, every bit as the engine's",
