@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis.experiment import Experiment as Experiment
-    from analysis.runner import quantize as quantize
-    from analysis.runner import sample as sample
+    from analysis.runner.quantize import quantize as quantize
+    from analysis.runner.sample import sample as sample
     from analysis.trace import trace as trace
     from analysis.whatif import whatif as whatif
 
