@@ -12,6 +12,7 @@ from analysis.store import DamagedFile, RunDirectory
 
 if TYPE_CHECKING:
     from analysis.store import Images
+    from analysis.workers import Workers
 
 LOG = logging.getLogger(__name__)
 
@@ -33,27 +34,11 @@ def measure(plan: Plan, directory: RunDirectory, workers: int | None, tell: Prog
             missing.append(batch)
         else:
             kept[batch.identity] = images
-    work = sum(map(plan.work, plan.batches))
-    done = work - sum(map(plan.work, missing))
-    steps = plan.experiment.quality.steps
     if missing:
-        count = workers or min(cores(), MOST)
-        LOG.info("%d of %d batches to measure, %d workers", len(missing), len(plan.batches), min(count, len(missing)))
-        tell("measuring", done, work)
-        with Workers(
-            "analysis.sampler", [str(directory.path)], min(count, len(missing)), directory.path / "run.log"
-        ) as pool:
-            counted = [0] * len(missing)
-            for index, event in pool.run([asdict(batch) for batch in missing]):
-                share = plan.work(missing[index]) / steps
-                if "step" in event and counted[index] < steps:
-                    counted[index] += 1
-                    done += share
-                elif "done" in event:
-                    done += share * (steps - counted[index])
-                    row = plan.rows[missing[index].row]
-                    LOG.info("measured %s, prompts %d to %d", row.label, missing[index].start, missing[index].stop)
-                tell("measuring", min(done, work), work)
+        count = min(workers or min(cores(), MOST), len(missing))
+        LOG.info("%d of %d batches to measure, %d workers", len(missing), len(plan.batches), count)
+        with Workers("analysis.sampler", [str(directory.path)], count, directory.path / "run.log") as pool:
+            _watch(plan, missing, pool, count, tell)
         for batch in missing:
             images = stored(directory, batch)
             if images is None:
@@ -64,6 +49,30 @@ def measure(plan: Plan, directory: RunDirectory, workers: int | None, tell: Prog
         parts = sorted((batch for batch in plan.batches if batch.row == index), key=lambda batch: batch.start)
         found[row.label] = np.concatenate([kept[batch.identity] for batch in parts])
     return found
+
+
+def _watch(plan: Plan, missing: list[Batch], pool: Workers, count: int, tell: Progress) -> None:
+    """Have `missing` measured, and tell how far that is: in pictures of full precision, calibration included."""
+    steps, calibration = plan.experiment.quality.steps, plan.experiment.quality.calibration
+    total = sum(map(plan.work, plan.batches)) + count * calibration
+    done = sum(map(plan.work, plan.batches)) - sum(map(plan.work, missing))
+    tell("measuring", done, total)
+    counted = [0] * len(missing)
+    calibrated = 0
+    for index, event in pool.run([asdict(batch) for batch in missing]):
+        share = plan.work(missing[index]) / steps
+        if "calibration" in event and calibrated < count * steps:
+            calibrated += 1
+            done += calibration / steps
+        elif "step" in event and counted[index] < steps:
+            counted[index] += 1
+            done += share
+        elif "done" in event:
+            done += share * (steps - counted[index])
+            row = plan.rows[missing[index].row]
+            LOG.info("measured %s, prompts %d to %d", row.label, missing[index].start, missing[index].stop)
+        tell("measuring", min(done, total), total)
+    tell("measuring", total, total)
 
 
 def stored(directory: RunDirectory, batch: Batch) -> Images | None:

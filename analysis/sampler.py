@@ -5,8 +5,9 @@ It keeps the pipeline and the last quantized copy of it, writes each batch into 
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 
 class Sampler:
-    """Pictures of a plan. `tick` is called at every denoising step."""
+    """Pictures of a plan. `tick` is called at every denoising step, with "step" or, in calibration, "calibration"."""
 
-    def __init__(self, plan: Plan, tick: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, plan: Plan, tick: Callable[[str], None] = lambda _: None) -> None:
         self.plan = plan
         self.tick = tick
         self._quantized: tuple[str, DiffusionPipeline] | None = None
@@ -45,7 +46,8 @@ class Sampler:
 
         captions = calibration_captions(self.plan.experiment)
         quality = self.plan.experiment.quality
-        return calibrate(self.pipeline, captions, steps=quality.steps, guidance=quality.guidance)
+        with self._ticking(self.pipeline, "calibration"):
+            return calibrate(self.pipeline, captions, steps=quality.steps, guidance=quality.guidance)
 
     def quantized(self, row: Row) -> DiffusionPipeline:
         """The pipeline in a row's arithmetic; the last one is kept."""
@@ -61,12 +63,10 @@ class Sampler:
     def images(self, batch: Batch) -> Images:
         """float32 (stop - start, 3, H, W) in [0, 1]."""
         from analysis.runner import sample
-        from analysis.runner.load import denoiser_name
 
         row, quality = self.plan.rows[batch.row], self.plan.experiment.quality
         pipe = self.quantized(row)
-        hook = getattr(pipe, denoiser_name(pipe)).register_forward_hook(lambda *_: self.tick())
-        try:
+        with self._ticking(pipe, "step"):
             made = sample(
                 pipe,
                 self.plan.captions[batch.start : batch.stop],
@@ -75,10 +75,18 @@ class Sampler:
                 guidance=quality.guidance,
                 batch_size=batch.stop - batch.start,
             )
-        finally:
-            hook.remove()
         images: Images = made.numpy()
         return images
+
+    @contextlib.contextmanager
+    def _ticking(self, pipe: DiffusionPipeline, word: str) -> Iterator[None]:
+        from analysis.runner.load import denoiser_name
+
+        hook = getattr(pipe, denoiser_name(pipe)).register_forward_hook(lambda *_: self.tick(word))
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 def main() -> None:
@@ -93,7 +101,7 @@ def main() -> None:
     sampler = Sampler(Plan(Experiment.from_dict(manifest["experiment"]), manifest["surroundings"]))
 
     def handle(task: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
-        sampler.tick = lambda: tell({"step": 1})
+        sampler.tick = lambda word: tell({word: 1})
         batch = Batch(**task)
         run.save(batch.identity, sampler.images(batch))
 
