@@ -38,7 +38,8 @@ def test_methods_equal_their_definitions(scale: float) -> None:
         assert three == half_up(Fraction(x * (m >> 16)) / 2 ** (15 - s))
         high = half_up(Fraction(x * m) / 2**31)
         assert two == half_away(Fraction(high) / 2**-s)
-    assert (single != double).any() or scale == 0.5
+    if scale == 0.0123:  # two roundings are not one
+        assert (single != double).any()
 
 
 def test_zero_point_clamp_and_channels() -> None:
