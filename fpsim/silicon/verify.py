@@ -3,7 +3,7 @@
 `verify` runs every engine whose hardware is here and says of the others why they were not run.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from fpsim.codec import encode
 from fpsim.engines import engine
 from fpsim.formats import Format
 from fpsim.gemm import matmul
-from fpsim.silicon import cpu
+from fpsim.silicon import cpu, nvidia
 from fpsim.spec import MatmulSpec
 
 Array = npt.NDArray[Any]
@@ -50,24 +50,52 @@ class Verification:
 
 def verify(engines: Sequence[str] | None = None, rounds: int = 8, seed: int = 0) -> list[Verification]:
     """Compare each engine (by default all that have a probe) on `rounds` draws of every class of inputs."""
-    results = []
-    for name in engines or list(cpu.PROBES):
-        probe = cpu.PROBES.get(name)
-        reason = "no probe for this engine" if probe is None else cpu.missing(name)
-        if probe is None or reason:
-            results.append(Verification(engine=name, operands="", skipped=reason))
-            continue
-        spec = engine(name, probe.a, probe.b)
-        results.append(_compare(name, spec, rounds, np.random.default_rng(seed)))
+    probes = [*cpu.PROBES, *nvidia.PROBES]
+    wanted = [p for p in probes if engines is None or p in engines or p.partition(" ")[0] in engines]
+    results = [_one(name, rounds, seed) for name in wanted]
+    known = {p.partition(" ")[0] for p in probes} | set(probes)
+    for name in engines or ():
+        if name not in known:
+            results.append(Verification(engine=name, operands="", skipped="no probe for this engine"))
     return results
 
 
-def _compare(name: str, spec: MatmulSpec, rounds: int, rng: np.random.Generator) -> Verification:
+def _one(name: str, rounds: int, seed: int) -> Verification:
+    rng = np.random.default_rng(seed)
+    if name in cpu.PROBES:
+        reason, on_cpu = cpu.missing(name), cpu.PROBES[name]
+        if reason:
+            return Verification(engine=name, operands="", skipped=reason)
+        spec = engine(name, on_cpu.a, on_cpu.b)
+        return _compare(name, spec, rounds, rng, (ROWS, DEPTH, COLUMNS), lambda a, b, c: cpu.run(name, a, b, c))
+    reason, probe = nvidia.missing(name), nvidia.PROBES[name]
+    if reason:
+        return Verification(engine=probe.engine, operands=probe.operand, skipped=reason)
+    tiles = max(1, 4096 // probe.rows)
+
+    def on_gpu(a: Array, b: Array, c: Array) -> Array:
+        """One tall product, cut into tiles of the instruction's rows that share b."""
+        cut = a.reshape(tiles, probe.rows, probe.k), np.broadcast_to(b, (tiles, *b.shape)), c.reshape(tiles, -1, 8)
+        return nvidia.run(name, *cut).reshape(c.shape)
+
+    shape = (tiles * probe.rows, probe.k, 8)
+    return _compare(probe.engine, engine(probe.engine, probe.operand, out="f32"), rounds, rng, shape, on_gpu)
+
+
+def _compare(
+    name: str,
+    spec: MatmulSpec,
+    rounds: int,
+    rng: np.random.Generator,
+    shape: tuple[int, int, int],
+    run: Callable[[Array, Array, Array], Array],
+) -> Verification:
     compared, differences, first = 0, 0, None
+    canonical = not name.startswith("x86/")  # a CPU hands NaN payloads through, a tensor core has one NaN
     for _ in range(rounds):
-        for kind, a, b, c in inputs(spec, rng):
-            emulated, silicon = matmul(a, b, spec, c), cpu.run(name, a, b, c)
-            bad = _different(emulated, silicon)
+        for kind, a, b, c in inputs(spec, rng, shape):
+            emulated, silicon = matmul(a, b, spec, c), run(a, b, c)
+            bad = _different(emulated, silicon, canonical)
             compared += bad.size
             differences += int(bad.sum())
             if first is None and bad.any():
@@ -76,9 +104,12 @@ def _compare(name: str, spec: MatmulSpec, rounds: int, rng: np.random.Generator)
     return Verification(engine=name, operands=operands, compared=compared, differences=differences, first=first)
 
 
-def inputs(spec: MatmulSpec, rng: np.random.Generator) -> Iterator[tuple[str, Array, Array, Array]]:
-    """(class, a, b, c) of every class of inputs."""
-    shape_a, shape_b, shape_c = (ROWS, DEPTH), (DEPTH, COLUMNS), (ROWS, COLUMNS)
+def inputs(
+    spec: MatmulSpec, rng: np.random.Generator, shape: tuple[int, int, int] = (ROWS, DEPTH, COLUMNS)
+) -> Iterator[tuple[str, Array, Array, Array]]:
+    """(class, a, b, c) of every class of inputs, for shape (M, K, N)."""
+    rows, depth, columns = shape
+    shape_a, shape_b, shape_c = (rows, depth), (depth, columns), (rows, columns)
     integers = spec.a.kind == "int"
     zero = np.zeros(shape_c, np.int32 if integers else np.float32)
     any_c = rng.integers(0, 1 << 32, shape_c, dtype=np.uint32).view(zero.dtype)
@@ -86,9 +117,9 @@ def inputs(spec: MatmulSpec, rng: np.random.Generator) -> Iterator[tuple[str, Ar
     yield "corners", _corners(rng, spec.a, shape_a), _corners(rng, spec.b, shape_b), zero
     a, b = _ordinary(rng, spec.a, shape_a), _ordinary(rng, spec.b, shape_b)
     yield "ordinary", a, b, zero
-    half = DEPTH // 2
+    half = depth // 2
     b[half:] = b[:half]
-    a[:, half:] = a[:, :half] ^ np.array(spec.a.sign_bit, a.dtype) if not integers else a[:, :half]
+    a[:, half:] = a[:, :half] ^ np.array(spec.a.sign_bit << spec.a.shift, a.dtype) if not integers else a[:, :half]
     yield "cancelling", a, b, (rng.standard_normal(shape_c) * 100).astype(zero.dtype)
     top = 2**31 - 1 if integers else 2.0**120
     yield "huge start", a, b, (rng.uniform(-1, 1, shape_c) * top).astype(zero.dtype)
@@ -97,7 +128,7 @@ def inputs(spec: MatmulSpec, rng: np.random.Generator) -> Iterator[tuple[str, Ar
 def _bits(rng: np.random.Generator, row: Format, shape: tuple[int, int]) -> Array:
     if row.kind == "int":
         return rng.integers(int(row.min), int(row.max) + 1, shape).astype(row.code_dtype)
-    return rng.integers(0, 1 << row.bits, shape).astype(row.code_dtype)
+    return rng.integers(0, 1 << (row.bits + row.shift), shape, dtype=np.uint64).astype(row.code_dtype)
 
 
 def _corners(rng: np.random.Generator, row: Format, shape: tuple[int, int]) -> Array:
@@ -105,17 +136,18 @@ def _corners(rng: np.random.Generator, row: Format, shape: tuple[int, int]) -> A
         return rng.choice([int(row.min), 0, 1, int(row.max)], shape).astype(row.code_dtype)
     one = row.mantissa_bits
     magnitudes = np.array([0, 1, (1 << one) - 1, 1 << one, row.bias << one, row.max_code])
-    return (rng.choice(magnitudes, shape) | rng.integers(0, 2, shape) * row.sign_bit).astype(row.code_dtype)
+    codes = rng.choice(magnitudes, shape) | rng.integers(0, 2, shape) * row.sign_bit
+    return (codes << row.shift).astype(row.code_dtype)
 
 
 def _ordinary(rng: np.random.Generator, row: Format, shape: tuple[int, int]) -> Array:
     return encode(rng.standard_normal(shape) * (row.max / 4 if row.kind == "int" else 1.0), row)
 
 
-def _different(x: Array, y: Array) -> Array:
-    """Where two results differ in any bit; two NaN agree (a CPU hands NaN payloads through, an engine has one NaN)."""
+def _different(x: Array, y: Array, canonical: bool) -> Array:
+    """Where two results differ in any bit; without a canonical NaN, two NaN agree."""
     different: Array = x.view(f"u{x.itemsize}") != y.view(f"u{y.itemsize}")
-    if x.dtype.kind == "f":
+    if x.dtype.kind == "f" and not canonical:
         different &= ~(np.isnan(x) & np.isnan(y))
     return different
 

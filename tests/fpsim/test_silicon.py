@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fpsim
-from fpsim.silicon import cpu
+from fpsim.silicon import cpu, nvidia
 from fpsim.silicon.verify import verify
 
 
@@ -37,11 +37,25 @@ def test_difference_is_found_and_described(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    (result,) = verify(["hopper/wgmma"])
+    (result,) = verify(["volta/mma"])
     assert result.skipped == "no probe for this engine"
+    if nvidia.capability() is None:
+        (result,) = verify(["hopper/wgmma e4m3"])
+        assert result.skipped is not None
+        assert "no NVIDIA GPU" in result.skipped
     monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset())
     assert cpu.missing("x86/vpmaddubsw") in ("this CPU has no avx2", "this CPU is aarch64, not x86-64")
     with pytest.raises(RuntimeError, match="x86/vpmaddubsw cannot run"):
         cpu.run("x86/vpmaddubsw", np.zeros((1, 4), np.uint8), np.zeros((4, 1), np.int8), np.zeros((1, 1), np.int32))
     with pytest.raises(ValueError, match="unknown CPU engine 'x86/amx'"):
         cpu.missing("x86/amx")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", nvidia.PROBES)
+def test_tensor_core_equals_emulator(name: str) -> None:
+    reason = nvidia.missing(name)
+    if reason:
+        pytest.skip(reason)
+    (result,) = verify([name], rounds=4)
+    assert result.differences == 0, result.first
