@@ -135,7 +135,9 @@ def struck(directory: Path, run: Path, blow: signal.Signals) -> tuple[int, str]:
     return process.returncode, stderr
 
 
-def test_killed_it_goes_on_repeats_nothing_and_redoes_what_is_damaged(finished: Run, tmp_path: Path) -> None:
+def test_killed_it_goes_on_repeats_nothing_and_redoes_what_is_damaged(
+    finished: Run, experiment: Experiment, tmp_path: Path
+) -> None:
     """kill -9 after the first batch, which is then damaged, then to the end: the pictures of the uninterrupted run."""
     run = tmp_path / "runs" / finished.path.name
     code, _ = struck(tmp_path, run, signal.SIGKILL)
@@ -148,7 +150,7 @@ def test_killed_it_goes_on_repeats_nothing_and_redoes_what_is_damaged(finished: 
     broken = run / "batches" / next(iter(first))
     broken.write_bytes(broken.read_bytes()[:-1] + bytes([broken.read_bytes()[-1] ^ 1]))
     seen = files(run)
-    subprocess.run(COMMAND, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    run_experiment(experiment, runs=tmp_path / "runs", workers=1)
     last = files(run)
     assert {name for name in seen if last[name] != seen[name]} == {broken.name}
     assert last.keys() == files(finished.path).keys()
