@@ -4,8 +4,9 @@ Kernels are compiled without fastmath (it contracts a*b + c into a fused operati
 own threading: they release the interpreter lock and run on ordinary threads over disjoint ranges of rows, so results
 do not depend on the number of threads, and several Python threads may call them at once.
 
-Machine code is cached on disk, in a folder named by a hash of this package's sources: numba by itself keeps serving
-old code after a function in another file changed. Set FPSIM_CACHE=0 (or CI) to do without.
+Machine code is cached on disk, in a folder named by a hash of the sources kernels are made of (this file and _kernels,
+which import nothing else of the package): numba by itself keeps serving old code after a function in another file
+changed. Set FPSIM_CACHE=0 (or CI) to do without.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ def cache_folder() -> Path | None:
         return None
     digest = hashlib.sha256(numba.__version__.encode())
     package = Path(__file__).parent
-    for source in sorted([*package.glob("*.py"), *package.glob("_kernels/*.py")]):
+    for source in [Path(__file__), *sorted(package.glob("_kernels/*.py"))]:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = base / "fpsim" / f"kernels-{digest.hexdigest()[:16]}"
