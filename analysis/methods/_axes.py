@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+    from analysis.runner.calibrate import Calibration
     from analysis.runner.statistics import Statistics
     from fpsim.nn.quantizer import Quantizer
     from fpsim.nn.scaling import Scales
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 
 Transform = Literal["none", "smooth", "hadamard", "smooth-hadamard"]
 Ranges = Literal["max-abs", "search"]
-Rounding = Literal["nearest", "gptq"]
+Rounding = Literal["nearest", "gptq", "learned"]
 
+LEARNED_BITS = 4
 _ALPHAS = tuple(i / 10 for i in range(11))
 
 
@@ -35,10 +37,12 @@ class Axes:
     weights     : weight scales from the largest magnitude, or searched for the least output error (scalar formats)
     activations : static activation ranges from the largest magnitude, or searched for the least squared error
     split       : whether the searches also choose between exponent and mantissa bits, per tensor (float formats)
-    rounding    : nearest, or gptq
+    rounding    : nearest; gptq; or learned: gptq, then weights of at most 4 bits block by block
+                  (`analysis.methods._learned`)
     rank        : of a full-precision side branch that takes the largest singular directions of the weight; 0: none
     block       : channels per Hadamard rotation at most
     gram_rows, kept_rows : calibration rows per layer (`analysis.runner.statistics`)
+    steps       : of learned rounding, per block
     """
 
     transform: Transform = "none"
@@ -50,6 +54,7 @@ class Axes:
     block: int = 64
     gram_rows: int = 16384
     kept_rows: int = 1024
+    steps: int = 300
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -60,8 +65,12 @@ class Axes:
         ):
             if getattr(self, name) not in get_args(kind):
                 raise unknown(name, getattr(self, name), get_args(kind))
-        if self.rank < 0 or self.block < 1 or self.gram_rows < 1 or self.kept_rows < 1:
-            raise ValueError("rank must be at least 0; block, gram_rows and kept_rows at least 1")
+        if self.rank < 0 or min(self.block, self.gram_rows, self.kept_rows, self.steps) < 1:
+            raise ValueError("rank must be at least 0; block, gram_rows, kept_rows and steps at least 1")
+        if self.rounding == "learned" and self.transform != "none":
+            raise ValueError(
+                f"learned rounding works on untransformed inputs; transform {self.transform!r} goes with gptq"
+            )
 
     @property
     def needs_statistics(self) -> bool:
@@ -85,19 +94,36 @@ def quantize(request: Request, axes: Axes) -> "Mapping[str, Module]":
     from analysis.runner.statistics import statistics
 
     if not axes.needs_statistics:
-        return {layer.path: _one(request, layer, axes, None) for layer in request.layers}
+        prepared = [_prepare(request, layer, axes, None) for layer in request.layers]
+        return {one.layer.path: request.build(one.layer, **one.better) for one in prepared}
     if request.calibration is None:
         raise ValueError(
-            f"this method looks at calibration inputs ({axes}): pass calibration= captions or a Calibration"
+            "this method looks at calibration inputs: pass calibration= a list of captions or a Calibration"
         )
     found = statistics(request.pipe, request.layers, request.calibration, axes.gram_rows, axes.kept_rows)
-    return {layer.path: _one(request, layer, axes, seen) for layer, seen in found}
+    prepared = [_prepare(request, layer, axes, seen) for layer, seen in found]
+    rounded = _learned_roundings(request, request.calibration, axes, prepared) if axes.rounding == "learned" else {}
+    made = {}
+    for one in prepared:
+        path = one.layer.path
+        extra = {"rounded": rounded[path]} if path in rounded else {}
+        made[path] = request.build(one.layer, **{**one.better, **extra})
+    return made
 
 
-def _one(request: Request, layer: Layer, axes: Axes, seen: "Statistics | None") -> "Module":
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """A layer, what `Request.build` is to be told about it, and the float32 weight that is quantized."""
+
+    layer: Layer
+    better: Mapping[str, Any]
+    values: "Tensor"
+
+
+def _prepare(request: Request, layer: Layer, axes: Axes, seen: "Statistics | None") -> _Prepared:
     from analysis.runner.statistics import as_matrix, as_weight
     from fpsim.nn import rounding, scaling
-    from fpsim.nn.exact import element_format
+    from fpsim.nn.layer import element_format
 
     weight = layer.module.get_parameter("weight").detach().float()
     better: dict[str, Any] = {}
@@ -105,22 +131,44 @@ def _one(request: Request, layer: Layer, axes: Axes, seen: "Statistics | None") 
     if turned is not None:
         weight = turned.weight(weight)
         better |= {"values": weight, "transform": turned}
-    if axes.rank:
+    if axes.rank and not _grouped(layer):
         branch, weight = _low_rank(layer, weight, axes.rank)
         better |= {"values": weight, "branch": branch}
-    gram = None if seen is None else _turn(turned, _turn(turned, seen.gram, weight).T, weight).T
+    gram = None if seen is None or _grouped(layer) else _turn(turned, _turn(turned, seen.gram, weight).T, weight).T
     quantizer, scales = _weight_scales(layer.weight, weight, axes, gram)
     better |= {"scales": scales, "weight": quantizer}
-    if axes.rounding == "gptq" and gram is not None and scales is not None and not _grouped(layer):
-        matrix = as_matrix(weight)
+    if axes.rounding != "nearest" and gram is not None and scales is not None:
         step = as_matrix(scaling.spread(scales, quantizer, weight.shape))
-        rounded = rounding.gptq(matrix, step, element_format(quantizer), gram)
+        rounded = rounding.gptq(as_matrix(weight), step, element_format(quantizer), gram)
         better["rounded"] = as_weight(rounded, weight.shape)
     activation = layer.activation
     if activation is not None and activation.needs_calibration and seen is not None:
         rows = _turn(turned, seen.rows, weight)
         better |= _activation_range(request, layer, axes, rows, turned is not None)
-    return request.build(layer, **better)
+    return _Prepared(layer=layer, better=better, values=weight)
+
+
+def _learned_roundings(
+    request: Request, calibration: "Calibration", axes: Axes, prepared: list[_Prepared]
+) -> "dict[str, Tensor]":
+    """Learned weights of the layers that have at most `LEARNED_BITS`."""
+    from analysis.methods import _learned
+    from fpsim.nn import scaling
+    from fpsim.nn.layer import element_format
+
+    targets = []
+    for one in prepared:
+        quantizer, scales = one.better["weight"], one.better["scales"]
+        row = element_format(quantizer)
+        if scales is not None and row.bits <= LEARNED_BITS and not _grouped(one.layer):
+            weight = one.layer.module.get_parameter("weight").detach().float()
+            step = scaling.spread(scales, quantizer, weight.shape)
+            rest = weight - one.values if "branch" in one.better else None
+            start = one.better["rounded"]
+            targets.append(
+                _learned.Target(path=one.layer.path, values=one.values, step=step, row=row, start=start, rest=rest)
+            )
+    return _learned.learn(request, calibration, targets, _learned.Budget(steps=axes.steps))
 
 
 def _transform(layer: Layer, weight: "Tensor", axes: Axes, seen: "Statistics | None") -> "Chain | None":
@@ -196,29 +244,19 @@ def _low_rank(layer: Layer, weight: "Tensor", rank: int) -> "tuple[Module, Tenso
     import torch
 
     from analysis.runner.statistics import as_matrix, as_weight
+    from fpsim.nn.conv import QuantizedConv2d
+    from fpsim.nn.linear import QuantizedLinear
 
     matrix = as_matrix(weight)
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     rank = min(rank, len(s))
     up, down = u[:, :rank] * s[:rank].sqrt(), v[:rank] * s[:rank].sqrt()[:, None]
-    first: Any
-    second: Any
-    if layer.kind == "Linear":
-        first, second = (
-            torch.nn.Linear(weight.shape[1], rank, bias=False),
-            torch.nn.Linear(rank, len(matrix), bias=False),
-        )
-        shapes = (down, up)
-    else:
-        conv: Any = layer.module
-        first = torch.nn.Conv2d(
-            weight.shape[1], rank, conv.kernel_size, conv.stride, conv.padding, conv.dilation, bias=False
-        )
-        second = torch.nn.Conv2d(rank, len(matrix), 1, bias=False)
-        shapes = (as_weight(down, (rank, *weight.shape[1:])), up[:, :, None, None])
-    for module, value in zip((first, second), shapes, strict=True):
+    source: Any = layer.module
+    made: Any = (QuantizedLinear if layer.kind == "Linear" else QuantizedConv2d).blank_branch(source, rank)
+    shapes = (as_weight(down, (rank, *weight.shape[1:])), up if layer.kind == "Linear" else up[:, :, None, None])
+    for module, value in zip(made, shapes, strict=True):
         module.weight = torch.nn.Parameter(value.clone(), requires_grad=False)
-    return torch.nn.Sequential(first, second), as_weight(matrix - up @ down, weight.shape)
+    return made, as_weight(matrix - up @ down, weight.shape)
 
 
 def _weight_scales(

@@ -1,4 +1,4 @@
-"""Per-tensor search of exponent/mantissa split and clip value for weights and activations, then GPTQ or nearest.
+"""Search of exponent/mantissa split and clip value for weights and activations; learned rounding of 4-bit weights.
 
 The search of Chen, Giannoula, Moshovos, arXiv:2408.06995 (quantizer of Kuzmin et al., arXiv:2208.09225): every split of
 the format's bits, every clip value on a geometric grid. Weights by output error, activations by their own. Integer
@@ -13,9 +13,9 @@ from analysis.methods import Request, _axes
 if TYPE_CHECKING:
     from torch.nn import Module
 
-AXES = _axes.Axes(weights="search", activations="search", split=True)
+AXES = _axes.Axes(weights="search", activations="search", split=True, rounding="learned")
 
 
 def quantize(request: Request) -> "Mapping[str, Module]":
-    """Searched formats and clips, nearest rounding (option rounding=)."""
+    """Searched formats and clips; weights of at most 4 bits by learned rounding (option rounding=), others nearest."""
     return _axes.quantize(request, AXES.over(request.options))

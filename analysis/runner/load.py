@@ -30,6 +30,8 @@ def load(source: str | Path, dtype: "torch.dtype | None" = None, device: str = "
     import torch
     from diffusers import DiffusionPipeline
 
+    import analysis.runner.plugin  # noqa: F401 - registers the backend that saved quantized pipelines name
+
     folder = Path(source)
     if folder.exists():
         check_directory(folder)

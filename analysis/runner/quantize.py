@@ -98,6 +98,10 @@ def quantize(
     quantized = replaced(denoiser, replacements)
     for clock in request.clocks.values():
         clock.attach(quantized)
+    if replacements:
+        from analysis.runner.plugin import remember
+
+        remember(quantized, chosen)
     setattr(made, name, quantized)
     report = QuantizationReport(
         scheme=chosen,
@@ -180,7 +184,8 @@ def engine_for(name: str, activation: "Quantizer", weight: "Quantizer") -> "Matm
     """
     from fpsim.engines import engine
     from fpsim.formats import BlockFormat
-    from fpsim.nn.exact import element_format, holds
+    from fpsim.nn.exact import holds
+    from fpsim.nn.layer import element_format
 
     a, b = element_format(activation), element_format(weight)
     pairs = [(a, b)]

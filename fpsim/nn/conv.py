@@ -20,12 +20,11 @@ class QuantizedConv2d(QuantizedLayer):
 
     CHANNEL_AXIS = 1
 
-    def __init__(self, source: torch.nn.Conv2d, **options: object) -> None:
+    def geometry(self, source: torch.nn.Conv2d) -> None:
         if source.padding_mode != "zeros":
             raise ValueError(f"padding mode {source.padding_mode!r} is not supported; only 'zeros' is")
         if isinstance(source.padding, str):
             raise ValueError(f"padding {source.padding!r} is not supported; give it in pixels")
-        super().__init__(source, **options)  # type: ignore[arg-type]
         if self.spec is not None and source.groups != 1:
             raise ValueError(f"exact arithmetic takes convolutions of one group, this one has {source.groups}")
         self.in_channels = source.in_channels
@@ -35,6 +34,19 @@ class QuantizedConv2d(QuantizedLayer):
         self.padding = (source.padding[0], source.padding[1])
         self.dilation = (source.dilation[0], source.dilation[1])
         self.groups = source.groups
+
+    @classmethod
+    def blank_branch(cls, source: torch.nn.Conv2d, rank: int) -> torch.nn.Module:
+        down = torch.nn.Conv2d(
+            source.in_channels,
+            rank,
+            source.kernel_size,  # type: ignore[arg-type]
+            source.stride,  # type: ignore[arg-type]
+            source.padding,  # type: ignore[arg-type]
+            source.dilation,  # type: ignore[arg-type]
+            bias=False,
+        )
+        return torch.nn.Sequential(down, torch.nn.Conv2d(rank, source.out_channels, 1, bias=False))
 
     def multiply(self, values: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()

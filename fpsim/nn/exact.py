@@ -22,6 +22,7 @@ from torch import Tensor
 import fpsim
 from fpsim.formats import BlockFormat, Format
 from fpsim.nn import functional
+from fpsim.nn.layer import element_format
 from fpsim.nn.quantizer import Quantizer
 from fpsim.nn.scaling import Scales
 from fpsim.spec import MatmulSpec
@@ -86,11 +87,6 @@ def operand(
         scale_format=row.scale if isinstance(row, BlockFormat) else None,
         tensor=None if scales.tensor is None else spread(scales.tensor).flatten(),
     )
-
-
-def element_format(quantizer: Quantizer) -> Format:
-    """The format that codes are in: the elements' for a block format."""
-    return quantizer.row.element if isinstance(quantizer.row, BlockFormat) else quantizer.row
 
 
 def product(a: Operand, b: Operand, spec: MatmulSpec) -> Tensor:

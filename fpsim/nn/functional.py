@@ -124,9 +124,7 @@ def quantize(x: Tensor, fmt: str | Format | BlockFormat, axis: int = -1) -> Tens
         if row.tensor_scale:
             made = made.masked_fill_(step == _VAST, 0)  # a block whose scale is 0 is all +0
         lost = torch.isnan(step)
-        if bool(lost.any()):  # NaN in the block: NaN throughout, signed where the element was a NaN that has a sign
-            signed = torch.isnan(parts) & (row.element.nan_code is not None)
-            made = torch.where(lost, torch.full_like(parts, torch.nan).copysign_(parts.where(signed, 1.0)), made)
+        made = made.masked_fill_(lost, torch.nan)  # NaN or Inf in a block: NaN throughout
         return unblocked(made, x.shape[axis], axis)
     rounded = round_(values.clone(), row)
     here = grid(row)
@@ -231,15 +229,25 @@ def block_scales(
         top = int(np.frexp(row.element.max)[1]) - 1
         field = (amax.view(torch.int32) >> 23) - top  # E8M0 has the bias of float32: its codes are exponent fields
         codes = field.clamp_(0, 254).masked_fill_(lost, 255).to(torch.uint8)
-        return decode(codes, row.scale), codes.squeeze(axis + 1), None
+        codes = codes.squeeze(axis + 1)
+        return block_step(codes, None, row, axis), codes, None
     if row.rule == "amax" and row.tensor_scale:
         dims = tuple(dim for dim in range(amax.ndim) if dim != sample_axis)
         whole = amax.masked_fill(lost, 0).amax(dims, keepdim=True) / (row.element.max * row.scale.max)
         whole.masked_fill_(whole == 0, 1)
         codes = encode(amax / row.element.max / whole, row.scale).masked_fill_(lost, row.scale.nan_code or 0)
-        step = decode(codes, row.scale).mul_(whole)
-        return step.masked_fill_(step == 0, _VAST), codes.squeeze(axis + 1), whole.squeeze(axis + 1)
+        codes, whole = codes.squeeze(axis + 1), whole.squeeze(axis + 1)
+        return block_step(codes, whole, row, axis), codes, whole
     raise ValueError(f"scale rule {row.rule!r} of {row.name!r} has no torch version; use fpsim.quantize")
+
+
+def block_step(codes: Tensor, whole: Tensor | None, row: BlockFormat, axis: int) -> Tensor:
+    """The step of `block_scales` from scale codes and tensor scale, as both are stored."""
+    step = decode(codes, row.scale)
+    if whole is not None:
+        step = step * whole
+        step = step.masked_fill(step == 0, _VAST)
+    return step.unsqueeze(axis % codes.ndim + 1)
 
 
 def _float32(x: Tensor) -> Tensor:

@@ -5,18 +5,23 @@ they stand for (`weight`, not saved), which is what the "quantize" arithmetic mu
 precision and is shared with the layer it was made from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from fpsim.nn import functional, scaling
+from fpsim.engines import engine
+from fpsim.formats import BlockFormat, Format
+from fpsim.nn import functional, packing, scaling, transforms
 from fpsim.nn.clock import Clock
 from fpsim.nn.quantizer import Quantizer
 from fpsim.nn.scaling import Scales
 from fpsim.spec import MatmulSpec
 
+#: What is saved of a layer, beside its bias, transform and branch.
+BUFFERS = ("weight_codes", "weight_step", "weight_scale_codes", "weight_tensor_scale", "input_step")
 _WIDE = (torch.bfloat16, torch.float16)
 
 
@@ -67,6 +72,8 @@ class QuantizedLayer(nn.Module):
         self.branch = branch
         self.clock = clock
         self.bias = source.bias
+        self.shape = tuple(source.weight.shape)
+        self.geometry(source)
         values = source.weight.detach().float() if values is None else values
         if not torch.isfinite(values).all():
             raise ValueError("the weight has NaN or Inf")
@@ -74,7 +81,7 @@ class QuantizedLayer(nn.Module):
             scales = scaling.find(values, weight, 1)
         codes = weight_codes(values if rounded is None else rounded, weight, scales)
         self.register_buffer("weight_codes", codes)
-        self.register_buffer("weight_step", None if scales is None else scales.step)
+        self.register_buffer("weight_step", None if scales is None else scales.step, persistent=not weight.is_block)
         self.register_buffer("weight_scale_codes", None if scales is None else scales.codes)
         self.register_buffer("weight_tensor_scale", None if scales is None else scales.tensor)
         self.register_buffer("weight", weight_values(codes, weight, scales), persistent=False)
@@ -97,6 +104,76 @@ class QuantizedLayer(nn.Module):
         Raises ValueError for NaN or Inf in the weight and for options that do not fit together.
         """
         return cls(source, **options)
+
+    @classmethod
+    def blank(cls, source: Any, recipe: Mapping[str, Any]) -> Self:
+        """A layer like `source` without codes yet: `load` fills it. `recipe` is what `recipe()` of a layer gave."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        activation, spec, bounds = recipe["activation"], recipe["spec"], recipe["clock"]
+        made.weight_quantizer = Quantizer(**recipe["weight"])
+        made.activation_quantizer = None if activation is None else Quantizer(**activation)
+        made.spec = None if spec is None else engine(**spec)
+        made.transform = transforms.from_recipe(recipe["transform"], source.weight.shape[1], cls.CHANNEL_AXIS)
+        with torch.device("meta"):
+            made.branch = None if recipe["rank"] is None else cls.blank_branch(source, recipe["rank"])
+        made.clock = None if bounds is None else Clock(tuple(bounds))
+        made.bias = source.bias
+        made.shape = tuple(source.weight.shape)
+        made.geometry(source)
+        for name in BUFFERS:
+            empty = torch.empty(0) if name in recipe["buffers"] else None
+            made.register_buffer(name, empty, persistent=name != "weight_step" or not made.weight_quantizer.is_block)
+        made.register_buffer("weight", torch.empty(0), persistent=False)
+        return made
+
+    def recipe(self) -> dict[str, Any]:
+        """What `blank` needs to build an equal layer, as plain values. ValueError for a spec that is no engine's."""
+        spec = self.spec
+        if spec is not None and not spec.engine:
+            raise ValueError("only schemes whose matrix engines have a name can be saved")
+        plain = None
+        if spec is not None:
+            plain = {"name": spec.engine, "a": spec.a.name, "b": spec.b.name, "scale": spec.scale, "block": spec.block}
+        return {
+            "weight": asdict(self.weight_quantizer),
+            "activation": None if self.activation_quantizer is None else asdict(self.activation_quantizer),
+            "spec": plain,
+            "transform": transforms.recipe(self.transform),
+            "rank": None if self.branch is None else int(self.branch[0].weight.shape[0]),  # type: ignore[index]
+            "clock": None if self.clock is None else list(self.clock.bounds),
+            "buffers": [name for name in BUFFERS if getattr(self, name) is not None],
+        }
+
+    def load(self, name: str, value: Tensor) -> None:
+        """Fill one buffer from what `state_dict` wrote; codes come packed."""
+        if name == "weight_codes" and not self.weight_quantizer.is_cast:
+            row = element_format(self.weight_quantizer)
+            value = packing.unpack(value, row.bits, self.shape, row.kind == "int")
+        self._buffers[name] = value
+
+    def refresh(self) -> None:
+        """Recompute what is not stored: `weight`, and the steps of block formats, from codes and scales."""
+        row = self.weight_quantizer.row
+        if isinstance(row, BlockFormat) and self.weight_scale_codes is not None:
+            self.weight_step = functional.block_step(self.weight_scale_codes, self.weight_tensor_scale, row, 1)
+        self.weight = weight_values(self.weight_codes, self.weight_quantizer, self.weight_scales)
+
+    def geometry(self, source: Any) -> None:
+        """Take over what the layer needs to know of the one it replaces, beside weight and bias."""
+        raise NotImplementedError
+
+    @classmethod
+    def blank_branch(cls, source: Any, rank: int) -> nn.Module:
+        """A low-rank side branch for `source`, its weights not filled in."""
+        raise NotImplementedError
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        key = f"{prefix}weight_codes"
+        codes = destination[key]
+        if not self.weight_quantizer.is_cast and codes.numel() == torch.Size(self.shape).numel():
+            destination[key] = packing.pack(codes, element_format(self.weight_quantizer).bits)
 
     @property
     def weight_scales(self) -> Scales | None:
@@ -160,17 +237,23 @@ class QuantizedLayer(nn.Module):
         return f"weight={self.weight_quantizer}, activation={self.activation_quantizer}{engine}"
 
 
+def element_format(quantizer: Quantizer) -> Format:
+    """The format that codes are in: the elements' for a block format."""
+    return quantizer.row.element if isinstance(quantizer.row, BlockFormat) else quantizer.row
+
+
 def weight_codes(values: Tensor, quantizer: Quantizer, scales: Scales | None) -> Tensor:
     """Codes of a weight whose input channels are axis 1. Casts are kept as values in the narrowest torch dtype."""
     if quantizer.is_cast:
         cast = functional.quantize(values, quantizer.row)
         return cast.to({"bf16": torch.bfloat16, "f16": torch.float16}.get(quantizer.row.name, torch.float32))
-    return scaling.encode(values, quantizer, scales, 1)
+    return scaling.encode(values, quantizer, scales, 1).clone(memory_format=torch.contiguous_format)
 
 
 def weight_values(codes: Tensor, quantizer: Quantizer, scales: Scales | None) -> Tensor:
     """The float32 values of `weight_codes`."""
-    return codes.float() if quantizer.is_cast else scaling.decode(codes, quantizer, scales, 1)
+    values = codes.float() if quantizer.is_cast else scaling.decode(codes, quantizer, scales, 1)
+    return values.clone(memory_format=torch.contiguous_format)  # kernels round differently for other memory layouts
 
 
 def _input_step(

@@ -13,10 +13,16 @@ class QuantizedLinear(QuantizedLayer):
 
     CHANNEL_AXIS = -1
 
-    def __init__(self, source: torch.nn.Linear, **options: object) -> None:
-        super().__init__(source, **options)  # type: ignore[arg-type]
+    def geometry(self, source: torch.nn.Linear) -> None:
         self.in_features = source.in_features
         self.out_features = source.out_features
+
+    @classmethod
+    def blank_branch(cls, source: torch.nn.Linear, rank: int) -> torch.nn.Module:
+        return torch.nn.Sequential(
+            torch.nn.Linear(source.in_features, rank, bias=False),
+            torch.nn.Linear(rank, source.out_features, bias=False),
+        )
 
     def multiply(self, values: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()

@@ -67,6 +67,8 @@ class Quantizer:
             if self.group is not None:
                 raise ValueError(f"format {self.format!r} has blocks of its own; leave group out")
             return
+        if found.kind == "codebook":
+            raise ValueError(f"format {self.format!r} is a codebook; layers take float, integer and block formats")
         if not found.signed:
             raise ValueError(f"format {self.format!r} is unsigned; symmetric scales need a signed one, such as 'int8'")
         if self.granularity == "block":

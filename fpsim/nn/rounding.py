@@ -57,3 +57,22 @@ def gptq(weight: Tensor, step: Tensor, row: Format, gram: Tensor, damping: float
     result = torch.empty_like(made)
     result[:, order] = made
     return result
+
+
+def neighbours(scaled: Tensor, row: Format) -> tuple[Tensor, Tensor]:
+    """(lower, unit): the grid points around each value are lower and lower + unit, with lower <= value.
+
+    scaled : float32, already divided by its scale. The unit is the local step of the format. Beyond the largest value
+    there is only one neighbour and the unit is 0. Grids nest, so the upper end of a binade is a point of the next one.
+    """
+    inside = scaled.clamp(row.min, row.max)
+    if row.kind == "int":
+        unit = torch.full_like(inside, 2.0**-row.bias)
+    else:
+        exponent = torch.frexp(inside).exponent.clamp_(min=row.minimum_exponent + 1) - 1
+        unit = torch.ldexp(torch.ones_like(inside), exponent - row.mantissa_bits)
+    lower = torch.floor(inside / unit) * unit
+    # Below zero the lower neighbour of a power of two lies in the next binade, whose step is twice as long.
+    lower = torch.where(lower < row.min, torch.full_like(lower, row.min), lower)
+    unit = torch.minimum(unit, row.max - lower)
+    return lower, unit

@@ -5,6 +5,8 @@ is a module with `forward` for activations (channels last for a Linear, axis 1 f
 layer's weight (channels on axis 1).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +48,7 @@ class Hadamard(nn.Module):
         signs = torch.randint(0, 2, (block,), generator=torch.Generator().manual_seed(seed)) * 2.0 - 1
         self.axis = axis
         self.block = block
-        self.register_buffer("rotation", hadamard(block) * signs / block**0.5)
+        self.register_buffer("rotation", hadamard(block) * signs / block**0.5, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._rotate(x, self.axis)
@@ -91,3 +93,19 @@ class Chain(nn.Module):
         for part in self.parts:
             w = part.weight(w)  # type: ignore[operator]
         return w
+
+
+def recipe(transform: nn.Module | None) -> list[int] | None:
+    """What `from_recipe` needs to build an equal transform: 0 for a smoothing, the block length for a rotation."""
+    if transform is None:
+        return None
+    if not isinstance(transform, Chain):
+        raise ValueError(f"a {type(transform).__name__} cannot be saved; put it into a Chain")
+    return [part.block if isinstance(part, Hadamard) else 0 for part in transform.parts]
+
+
+def from_recipe(made: Sequence[int] | None, channels: int, axis: int) -> Chain | None:
+    """A transform of the kind `recipe` described; its tensors are placeholders until they are loaded."""
+    if made is None:
+        return None
+    return Chain(*(Hadamard(channels, block, axis) if block else Smooth(torch.ones(channels), axis) for block in made))

@@ -11,8 +11,9 @@ from analysis.runner import Calibration, calibrate, quantize, report_of, sample
 from analysis.runner.quantize import plan
 from analysis.runner.statistics import as_matrix, as_weight, draw, statistics
 from analysis.scheme import scheme
-from fpsim.nn import functional
+from fpsim.nn import functional, rounding
 from fpsim.nn.layer import QuantizedLayer
+from fpsim.nn.quantizer import resolve
 
 CAPTIONS = ["a red ring", "two blue squares", "green", "small dots"]
 
@@ -120,7 +121,48 @@ def test_every_method_beats_nearest_rounding_at_the_output_of_the_denoiser(
 
 def _short(name: str) -> dict[str, object]:
     """Options that keep a method quick on a toy; none where it is quick by itself."""
-    return {}
+    return {"steps": 20} if name in ("adaround", "fp-ptq") else {}
+
+
+def test_learned_rounding_is_legal_and_never_worse_than_its_start(
+    dit: DiffusionPipeline, calibration: Calibration
+) -> None:
+    made = {
+        name: quantize(dit, "w4a16", method=name, calibration=calibration, **_short(name)).transformer
+        for name in ("gptq", "adaround")
+    }
+    block, path = dit.transformer.transformer_blocks[0], "transformer_blocks.0"
+    inputs: list[tuple[object, dict[str, object]]] = []
+    handle = block.register_forward_hook(lambda _, args, kwargs, out: inputs.append((args, kwargs)), with_kwargs=True)
+    sample(dit, CAPTIONS, [5, 6, 7, 8], steps=3)
+    handle.remove()
+    error = dict.fromkeys(made, 0.0)
+    with torch.no_grad():
+        for args, kwargs in inputs:
+            for name, transformer in made.items():
+                error[name] += float(
+                    (transformer.get_submodule(path)(*args, **kwargs) - block(*args, **kwargs)).square().sum()
+                )
+    for one, other in zip(*(transformer.modules() for transformer in made.values()), strict=True):
+        if isinstance(one, QuantizedLayer):
+            assert torch.equal(one.weight_step, other.weight_step)
+            assert int((one.weight_codes.int() - other.weight_codes.int()).abs().max()) <= 1
+    # Units keep their start when held-back samples say so; new samples of the same kind agree within their noise.
+    assert error["adaround"] <= 1.05 * error["gptq"]
+
+
+@pytest.mark.parametrize("name", ["e2m1", "e4m3", "int4", "e3m0-finite", "e1m2-finite"])
+def test_neighbours_enclose_the_value_and_lie_on_the_grid(name: str) -> None:
+    row = resolve(name)
+    x = torch.cat([torch.linspace(-9, 9, 3601), torch.randn(5000) * 3, torch.tensor([0.0, -0.0, 1e30, -1e30])])
+    lower, unit = rounding.neighbours(x, row)
+    upper, inside = lower + unit, x.clamp(row.min, row.max)
+    one = torch.ones_like(x)
+    assert torch.equal(rounding.nearest(lower, one, row), lower)
+    assert torch.equal(rounding.nearest(upper, one, row), upper)
+    assert torch.all((lower <= inside) & (inside <= upper))
+    near = rounding.nearest(x, one, row)
+    assert torch.all((near == lower) | (near == upper))
 
 
 def test_axes_can_be_set_from_outside(dit: DiffusionPipeline, calibration: Calibration) -> None:

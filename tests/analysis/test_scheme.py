@@ -191,7 +191,7 @@ def test_mistakes_are_one_clear_line(make: object, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "e4m4"}, "did you mean 'e4m3'"),
+        ({"format": "e4m4"}, "unknown format 'e4m4'; did you mean"),
         ({"format": "e4m3", "granularity": "row"}, "unknown granularity 'row'"),
         ({"format": "e4m3", "range": "fixed"}, "unknown range 'fixed'"),
         ({"format": "mxfp4"}, "granularity must be 'block'"),
@@ -201,6 +201,9 @@ def test_mistakes_are_one_clear_line(make: object, message: str) -> None:
         ({"format": "int8", "group": 32}, "belongs to granularity 'block'"),
         ({"format": "bf16", "granularity": "block", "group": 32}, "plain cast"),
         ({"format": "uint8"}, "unsigned"),
+        ({"format": "nf4"}, "codebook"),
+        ({"format": "e4m3", "steps": 0}, "at least 1"),
+        ({"format": "e4m3", "range": "dynamic", "steps": 10}, "belongs to static ranges"),
     ],
 )
 def test_quantizers_without_a_meaning_are_refused(options: dict[str, object], message: str) -> None:
