@@ -8,62 +8,87 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fpsim.accumulators import FusedDot, IntegerAccumulator, Promoted, SequentialFma, SplitK
+    from fpsim.accumulators import (
+        FusedDot,
+        GroupedDot,
+        IntegerAccumulator,
+        PairwiseTree,
+        Promoted,
+        SequentialFma,
+        SplitK,
+        TwoStageDot,
+    )
     from fpsim.codec import decode, encode, quantize
     from fpsim.engines import ENGINES, engine
     from fpsim.formats import FORMATS, BlockFormat, Format, format  # noqa: A004 - the field's word
     from fpsim.gemm import conv2d, matmul
-    from fpsim.spec import MatmulSpec
+    from fpsim.packing import pack, unpack
+    from fpsim.spec import Epilogue, MatmulSpec
 
 __all__ = [
     "ENGINES",
     "FORMATS",
     "BlockFormat",
+    "Epilogue",
     "Format",
     "FusedDot",
+    "GroupedDot",
     "IntegerAccumulator",
     "MatmulSpec",
+    "PairwiseTree",
     "Promoted",
     "SequentialFma",
     "SplitK",
+    "TwoStageDot",
     "conv2d",
     "decode",
     "encode",
     "engine",
     "format",
     "matmul",
+    "pack",
     "quantize",
+    "unpack",
 ]
 
 #: public name -> module that defines it
 _HOME = {
     "BlockFormat": "formats",
     "ENGINES": "engines",
+    "Epilogue": "spec",
     "FORMATS": "formats",
     "Format": "formats",
     "FusedDot": "accumulators",
+    "GroupedDot": "accumulators",
     "IntegerAccumulator": "accumulators",
     "MatmulSpec": "spec",
+    "PairwiseTree": "accumulators",
     "Promoted": "accumulators",
     "SequentialFma": "accumulators",
     "SplitK": "accumulators",
+    "TwoStageDot": "accumulators",
     "conv2d": "gemm",
     "decode": "codec",
     "encode": "codec",
     "engine": "engines",
     "format": "formats",
     "matmul": "gemm",
+    "pack": "packing",
     "quantize": "codec",
+    "unpack": "packing",
 }
 _MODULES = {
     "accumulators",
     "blocks",
+    "certificates",
     "codec",
     "engines",
     "formats",
     "gemm",
     "nn",
+    "packing",
     "reference",
+    "requantize",
     "rounding",
     "silicon",
     "spec",

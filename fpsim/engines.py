@@ -33,8 +33,8 @@ from fpsim.spec import Epilogue, MatmulSpec
 
 Evidence = Literal["silicon", "published", "documented"]
 
-_MMASIM = "arXiv:2511.10909v2 (2026-02), tables 7 and 8"
-_H200 = f"compared with one H200 SXM, CUDA 13.0, 2026-11; {_MMASIM}"
+_MMASIM = "arXiv:2511.10909v2, tables 7 and 8"
+_H200 = f"compared with one H200 SXM, CUDA 13.0, torch 2.11; {_MMASIM}"
 _PTX = "PTX ISA 8.7 (2025), mma"
 
 
@@ -352,7 +352,7 @@ _ENGINES = (
             *_library_rows(("e5m2", "e4m3"), _WGMMA_FP8, Epilogue()),
         ),
         evidence="silicon",
-        source="compared with torch 2.11, CUDA 13.0 on one H200, 12 shapes, K to 4096, 2026-11",
+        source="compared with torch 2.11, CUDA 13.0 on one H200, 12 shapes, K to 4096",
     ),
     Engine(
         name="hopper/scaled_mm",
@@ -362,7 +362,7 @@ _ENGINES = (
             *_library_rows(("e5m2", "e4m3"), Promoted(_WGMMA_FP8, 128), Epilogue()),
         ),
         evidence="silicon",
-        source="compared with torch 2.11, CUDA 13.0 on one H200, 13 shapes, K to 16384, 2026-11",
+        source="compared with torch 2.11, CUDA 13.0 on one H200, 13 shapes, K to 16384",
     ),
     Engine(
         name="hopper/torch-mm",
@@ -372,7 +372,7 @@ _ENGINES = (
             *_library_rows(("f16", "f16"), _WGMMA_HALF, None),
         ),
         evidence="silicon",
-        source="compared with torch 2.11, CUDA 13.0 on one H200, bf16 11 shapes, f16 6 shapes, 2026-11",
+        source="compared with torch 2.11, CUDA 13.0 on one H200, bf16 11 shapes, f16 6 shapes",
     ),
     Engine(
         name="hopper/deepgemm",
