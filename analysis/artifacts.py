@@ -187,14 +187,16 @@ def draw_fronts(run: Run) -> dict[str, bytes]:
     baseline = {
         row.device: row.time_per_image
         for row in run.costs
-        if (row.configuration, row.model) == (run.experiment.cost.baseline, model)
+        if (row.configuration, row.model) == (run.experiment.cost.baseline, model) and row.time_per_image is not None
     }
     figures = {}
     for device in run.experiment.cost.devices:
+        times = [row.time_per_image for row in run.costs if (row.model, row.device) == (model, device)]
+        unit, factor = ("milliseconds", 1000) if max(filter(None, times), default=1) < 0.1 else ("seconds", 1)
         points = [
             plots.Point(
                 label=row.configuration,
-                cost=row.time_per_image,
+                cost=row.time_per_image * factor,
                 quality=psnr[row.configuration].value,
                 low=psnr[row.configuration].low,
                 high=psnr[row.configuration].high,
@@ -208,11 +210,11 @@ def draw_fronts(run: Run) -> dict[str, bytes]:
             figures[f"pareto-{model}-{device}.png"] = plots.pareto(
                 points,
                 title=f"{model} on {device}",
-                cost_name="seconds per image (projected)",
+                cost_name=f"{unit} per image (projected)",
                 quality_name="PSNR to full precision, dB (measured)",
                 floor=floor,
                 floor_name="full precision, another seed",
-                baseline=baseline.get(device),
+                baseline=None if baseline.get(device) is None else baseline[device] * factor,
                 baseline_name=f"{run.experiment.cost.baseline} (not measured)",
                 colours=colours,
             )

@@ -220,7 +220,18 @@ _VERTICAL = {
     "residual": ("residual, 10⁻³", 1000, -1),
     "ssim": ("SSIM to full precision", 1, 1),
 }
-_HORIZONTAL = {"time_per_image": ("seconds per image", 1), "weights": ("weights, GB", 1e-9)}
+_HORIZONTAL: Mapping[str, dict[str, Any]] = {
+    "time_per_image": {
+        "name": "seconds per image",
+        "factor": 1,
+        "small": {"below": 0.1, "name": "milliseconds per image", "factor": 1000},
+    },
+    "weights": {
+        "name": "weights, GB",
+        "factor": 1e-9,
+        "small": {"below": 1e8, "name": "weights, MB", "factor": 1e-6},
+    },
+}
 
 
 def _explore(experiment: Experiment, quality: Sequence[QualityRow], costs: Sequence[CostRow]) -> dict[str, Any]:
@@ -242,13 +253,13 @@ def _explore(experiment: Experiment, quality: Sequence[QualityRow], costs: Seque
         "reference": REFERENCE,
         "floor": measured[NOISE_FLOOR],
         "qualities": {key: {"name": row[0], "factor": row[1], "sign": row[2]} for key, row in _VERTICAL.items()},
-        "costs": {key: {"name": row[0], "factor": row[1]} for key, row in _HORIZONTAL.items()},
+        "costs": _HORIZONTAL,
     }
     choices = [
         ("model", "model", [(name, name) for name in experiment.cost.models]),
         ("device", "device", [(name, name) for name in experiment.cost.devices]),
         ("quality", "up", [(key, row[0]) for key, row in _VERTICAL.items()]),
-        ("cost", "across", [(key, row[0]) for key, row in _HORIZONTAL.items()]),
+        ("cost", "across", [("time_per_image", "time per image"), ("weights", "weights")]),
     ]
     return {"data": data, "choices": choices}
 

@@ -54,7 +54,10 @@ const short = (value) => (value === 0 ? "0" : Math.abs(value) >= 1e5 || Math.abs
 
 function draw(box) {
   const choice = Object.fromEntries([...box.querySelectorAll("select")].map((select) => [select.name, select.value]));
-  const quality = data.qualities[choice.quality], cost = data.costs[choice.cost];
+  const quality = data.qualities[choice.quality];
+  let cost = data.costs[choice.cost];
+  const all = data.configurations.map((row) => row.cost[choice.model]?.[choice.device]?.[choice.cost]).filter((value) => value != null);
+  if (cost.small && Math.max(...all) < cost.small.below) cost = cost.small;
   const points = [];
   data.configurations.forEach((row, index) => {
     const q = row.quality[choice.quality], c = row.cost[choice.model]?.[choice.device];
