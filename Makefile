@@ -11,8 +11,10 @@ help:  ## list the targets
 demo: .venv/installed  ## quantize the embedded diffusion model, price it, write a report under runs/
 	$(BIN)/fpsim whatif
 
-test: .venv/installed-test lint  ## lint, types, import contracts, the whole test suite except `slow` and `gpu`
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile -q
+# One torch thread per worker: two workers with two threads each on two cores mostly wait for each other.
+test: export OMP_NUM_THREADS ?= 1
+test: .venv/installed-test lint  ## lint, types, import contracts, tests and notebooks, except `slow` and `gpu`
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 -m "not slow and not gpu" -n 2 --dist loadfile -q
 
 test-slow: .venv/installed-test  ## exhaustive and full-size tests
 	$(BIN)/python -m pytest -m "slow and not gpu" -q
