@@ -238,16 +238,29 @@ def test_a_pipeline_without_a_denoiser_is_refused(unet: DiffusionPipeline) -> No
 # -- exact arithmetic -------------------------------------------------------------------------------------------------
 
 
-def test_exact_integers_make_the_image_of_quantize_arithmetic(
+def test_exact_integers_agree_with_quantize_arithmetic_in_every_layer(
     pipe: DiffusionPipeline, calibration: Calibration
 ) -> None:
+    """Layer by layer on the same inputs: over whole images a single value on a rounding boundary is amplified."""
     made = scheme("int8-w8a8")
-    fast = sample(quantize(pipe, made, calibration=calibration), CAPTIONS[:1], SEEDS[:1], steps=2)
-    exact = sample(
-        quantize(pipe, made.exact("generic/int32"), calibration=calibration), CAPTIONS[:1], SEEDS[:1], steps=2
-    )
-    # Integer sums are exact; float32 rounding may flip a code here and there, each 1/127 of a range.
-    assert torch.allclose(fast, exact, atol=5e-3)
+    fast = quantize(pipe, made, calibration=calibration)
+    exact = denoiser(quantize(pipe, made.exact("generic/int32"), calibration=calibration))
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def keep(path: str) -> object:
+        return lambda _, args, output: seen.__setitem__(path, (args[0], output))
+
+    for path, layer in denoiser(fast).named_modules():
+        if isinstance(layer, (QuantizedLinear, QuantizedConv2d)):
+            layer.register_forward_hook(keep(path))
+    sample(fast, CAPTIONS[:1], SEEDS[:1], steps=1)
+    assert len(seen) == len(calibration.ranges)
+    with torch.no_grad():
+        for path, (x, y) in seen.items():
+            other = exact.get_submodule(path)(x)
+            # Integer sums are exact. float32 sums of at most 864 products err by 864 * 2^-24 of the sum of magnitudes,
+            # which is well under 20 times the largest output here.
+            assert (other - y).abs().max() <= 864 * 2.0**-24 * 20 * y.abs().max(), path
 
 
 def test_hopper_truncation_shows_in_the_image(unet: DiffusionPipeline) -> None:
