@@ -11,6 +11,10 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
     known : every name the table has; shown whole, in table order.
     """
     names = list(known)
-    near = get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
+    given = str(name).lower()
+    near = get_close_matches(given, names, n=5, cutoff=0.5)
+    near.sort(
+        key=lambda candidate: abs(len(candidate) - len(given))
+    )  # a wrong character is likelier than a missing one
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return ValueError(f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})")
