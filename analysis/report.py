@@ -116,26 +116,36 @@ def headline(
     changes = {(row.configuration, row.metric): row for row in quality}
     model = experiment.cost.models[-1] if experiment.cost.models else ""
     same: list[dict[str, Any]] = []
+    detail: list[dict[str, Any]] = []
     apart: list[dict[str, Any]] = []
     for label in whole:
         change, psnr = changes[label, "correct_change"], changes[label, "psnr"]
         row = {
             "label": label,
             "change": interval_cell(change),
+            "residual": _relative(changes[label, "residual_change"], changes[REFERENCE, "residual"]),
             "psnr": interval_cell(psnr, short=True),
             "buys": [_buys(cost) for cost in costs if (cost.configuration, cost.model) == (label, model)],
             "why": [DECISIVE_NAMES[metric] for metric in judged[label]["told_apart"]],
             "other": [DECISIVE_NAMES[metric] for metric in judged[label]["better"]],
         }
-        (same if judged[label]["indistinguishable"] else apart).append(row)
-    hidden = [row["label"] for row in same] or [NOISE_FLOOR]
+        only_detail = judged[label]["told_apart"] == ["residual_change"] and not judged[label]["better"]
+        (same if judged[label]["indistinguishable"] else detail if only_detail else apart).append(row)
+    hidden = [row["label"] for row in same + detail] or [NOISE_FLOOR]
     return {
         "same": same,
+        "detail": detail,
         "apart": apart,
         "model": model,
         "resolution": f"{100 * max(judged[label]['resolution'] for label in hidden):.1f}",
         "floor": interval_cell(changes[NOISE_FLOOR, "psnr"], short=True),
     }
+
+
+def _relative(change: QualityRow, reference: QualityRow) -> str:
+    """A change in per cent of full precision's own mean, with its interval."""
+    values = [100 * value / reference.value for value in (change.value, change.low, change.high) if value is not None]
+    return "{:+.1f} % ({:+.1f} to {:+.1f})".format(*values) if len(values) == 3 else f"{values[0]:+.1f} %"
 
 
 def _buys(row: CostRow) -> dict[str, str]:

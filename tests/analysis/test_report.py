@@ -160,6 +160,8 @@ def test_headline_says_what_cannot_be_told_apart_and_how_sure_that_is(page: Page
     words = " ".join(page.text.split())
     assert "3 prompts cannot tell fp8-w8a8 from full precision." in words
     assert "worse: prompts obeyed and residual" in words
+    assert "int4-w4a8: told from full precision by the prompts obeyed." in words
+    assert "+200.0 % (+150.0 to +250.0)" in words  # residual of int4: 0.004 (0.003 to 0.005) on top of 0.002
     assert "another seed has a PSNR of 31.5 [30.5, 32.5] dB" in words
     assert "against fp8-w8a8 on the same 2 prompts: PSNR 61.2 (60.0 to 62.5) dB" in words
 
