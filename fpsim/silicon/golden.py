@@ -56,7 +56,7 @@ def capture(path: Path, engines: Sequence[str] | None = None, seed: int = 0, com
             continue
         done.append(name)
         for kind, a, b, c, d in _record(name, np.random.default_rng(seed)):
-            arrays |= {f"{name}|{kind}|{part}": value for part, value in zip("abcd", (a, b, c, d), strict=True)}
+            arrays |= {f"{name}|{kind}|{part}": _plain(x) for part, x in zip("abcd", (a, b, c, d), strict=True)}
     if not done:
         raise ValueError("nothing to capture: no probe of the engines asked for runs on this machine")
     about = {
@@ -108,6 +108,11 @@ def _record(name: str, rng: np.random.Generator) -> Iterator[tuple[str, Array, A
         shared = np.broadcast_to(b, (tiles, *b.shape))
         d = nvidia.run(name, a.reshape(tiles, on_gpu.rows, -1), shared, c.reshape(tiles, on_gpu.rows, -1))
         yield kind, a, b, c, d.reshape(c.shape)
+
+
+def _plain(values: Array) -> Array:
+    """The codes of an array whose type numpy cannot store (bfloat16 and its like)."""
+    return values.view(f"u{values.itemsize}") if values.dtype.kind == "V" else values
 
 
 def _machine() -> str:
