@@ -41,7 +41,9 @@ def one_spec_per_row() -> list[MatmulSpec]:
         for row in engine.rows:
             if row.scale is None and not getattr(row.accumulator, "scaled", False):
                 pairs = row.pairs()
-                specs += [fpsim.engine(name, a, b, row.output, k=row.k) for a, b in {pairs[0], pairs[-1]}]
+                specs += [
+                    fpsim.engine(name, a, b, row.output, k=row.k) for a, b in dict.fromkeys((pairs[0], pairs[-1]))
+                ]
     specs = [replace(s, epilogue=None) for s in specs]  # the epilogue has its own tests
     unique = {(s.a.name, s.b.name, s.accumulator, s.out): s for s in specs}
     return list(unique.values())
