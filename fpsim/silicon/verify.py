@@ -118,6 +118,7 @@ def inputs(
     a, b = _ordinary(rng, spec.a, shape_a), _ordinary(rng, spec.b, shape_b)
     yield "ordinary", a, b, zero
     half = depth // 2
+    a, b = a.copy(), b.copy()  # those above are the caller's now
     b[half:] = b[:half]
     a[:, half:] = a[:, :half] ^ np.array(spec.a.sign_bit << spec.a.shift, a.dtype) if not integers else a[:, :half]
     yield "cancelling", a, b, (rng.standard_normal(shape_c) * 100).astype(zero.dtype)
