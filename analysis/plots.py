@@ -140,12 +140,13 @@ def pareto(
         axes.axvline(baseline, color=SOFT, linewidth=0.9, linestyle=":", zorder=1)
         axes.annotate(
             baseline_name,
-            (baseline, 0),
+            (baseline, 1),
             xycoords=("data", "axes fraction"),
-            xytext=(-3, 4),
+            xytext=(-3, -4),
             textcoords="offset points",
             rotation=90,
             ha="right",
+            va="top",  # the floor's label lies at the bottom
             fontsize=7,
             color=SOFT,
         )
