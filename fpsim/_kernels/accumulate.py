@@ -44,7 +44,7 @@ class Fused(NamedTuple):
 
 
 @kernel
-def bit_length(x):  # type: ignore[no-untyped-def]
+def bit_length(x):
     """Position of the highest set bit plus one, for 0 <= x < 2**63."""
     n = 0
     for step in (32, 16, 8, 4, 2, 1):
@@ -54,7 +54,7 @@ def bit_length(x):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def round_sum(total, exponent, to):  # type: ignore[no-untyped-def]
+def round_sum(total, exponent, to):
     """Code of total * 2**exponent in the container of `to`: rounded once; zero is +0, too large is Inf."""
     if total == 0:
         return 0
@@ -81,7 +81,7 @@ def round_sum(total, exponent, to):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def align(significand, shift):  # type: ignore[no-untyped-def]
+def align(significand, shift):
     """significand * 2**shift, truncated toward zero."""
     if shift >= 0:
         return significand << shift
@@ -90,7 +90,7 @@ def align(significand, shift):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def special_code(nan, positive, negative, to):  # type: ignore[no-untyped-def]
+def special_code(nan, positive, negative, to):
     """IEEE addition with an Inf or NaN among the terms."""
     if nan or (positive and negative):
         return to.nan
@@ -98,7 +98,7 @@ def special_code(nan, positive, negative, to):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def fused_step(sa, ea, i, sb, eb, j, start, stop, c, plan):  # type: ignore[no-untyped-def]
+def fused_step(sa, ea, i, sb, eb, j, start, stop, c, plan):
     """One T-FDPA step (arXiv:2511.10909 Algorithm 7) over k in start .. stop; c and the result are container codes."""
     to = plan.sum
     bits = to.container_mantissa_bits
@@ -146,7 +146,7 @@ def fused_step(sa, ea, i, sb, eb, j, start, stop, c, plan):  # type: ignore[no-u
 
 
 @kernel
-def fused_chain(sa, ea, i, sb, eb, j, start, stop, c, plan):  # type: ignore[no-untyped-def]
+def fused_chain(sa, ea, i, sb, eb, j, start, stop, c, plan):
     """T-FDPA steps of `plan.terms` products, ascending; the result of one is the c of the next."""
     for k in range(start, stop, plan.terms):
         c = fused_step(sa, ea, i, sb, eb, j, k, min(k + plan.terms, stop), c, plan)
@@ -163,7 +163,7 @@ class Exact(NamedTuple):
 
 
 @kernel
-def add_at(limbs, magnitude, position, negative):  # type: ignore[no-untyped-def]
+def add_at(limbs, magnitude, position, negative):
     """Add a magnitude below 2**53 at a bit position of a number in 32-bit limbs (in int64; carries come later)."""
     for part in range(2):
         value = magnitude & 0xFFFFFF if part == 0 else magnitude >> 24
@@ -175,7 +175,7 @@ def add_at(limbs, magnitude, position, negative):  # type: ignore[no-untyped-def
 
 
 @kernel
-def round_limbs(limbs, origin, to):  # type: ignore[no-untyped-def]
+def round_limbs(limbs, origin, to):
     """Code of the number in `limbs` times 2**origin, rounded once. Clears the limbs."""
     last = limbs.size - 1
     for k in range(last):  # carries up; a negative total ends with a negative top limb
@@ -204,7 +204,7 @@ def round_limbs(limbs, origin, to):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def unpack_code(c, to):  # type: ignore[no-untyped-def]
+def unpack_code(c, to):
     """Container code -> signed significand, exponent of its leading bit, and 0 finite, 1 infinite, 2 NaN."""
     bits = to.container_mantissa_bits
     top = (1 << to.container_exponent_bits) - 1
@@ -223,7 +223,7 @@ def unpack_code(c, to):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def classify(x, y, negative):  # type: ignore[no-untyped-def]
+def classify(x, y, negative):
     """A product by its exponent marks: 0 finite, 1 zero, 2 NaN, 3 +Inf, 4 -Inf."""
     if x >= INFINITE or y >= INFINITE:
         if max(x, y) == NAN or min(x, y) == ZERO:
@@ -233,7 +233,7 @@ def classify(x, y, negative):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def exact_step(sa, ea, i, sb, eb, j, start, stop, c, plan, limbs):  # type: ignore[no-untyped-def]
+def exact_step(sa, ea, i, sb, eb, j, start, stop, c, plan, limbs):
     """c + exact sum of the products of k in start .. stop, rounded once. `limbs` is zero before and after."""
     to = plan.sum
     significand, exponent, kind = unpack_code(c, to)
@@ -264,7 +264,7 @@ class TwoStage(NamedTuple):
 
 
 @kernel
-def move(value, shift):  # type: ignore[no-untyped-def]
+def move(value, shift):
     """value * 2**shift with floor."""
     if shift >= 0:
         return value << shift
@@ -272,7 +272,7 @@ def move(value, shift):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def truncated_sum(sa, ea, i, sb, eb, j, start, stop, stride, plan):  # type: ignore[no-untyped-def]
+def truncated_sum(sa, ea, i, sb, eb, j, start, stop, stride, plan):
     """Sum of products truncated below their largest exponent, in units of 2**(that - fraction_bits); and it."""
     largest = np.int64(-999)
     for k in range(start, stop, stride):
@@ -289,7 +289,7 @@ def truncated_sum(sa, ea, i, sb, eb, j, start, stop, stride, plan):  # type: ign
 
 
 @kernel
-def two_stage_step(sa, ea, i, sb, eb, j, start, stop, c, plan):  # type: ignore[no-untyped-def]
+def two_stage_step(sa, ea, i, sb, eb, j, start, stop, c, plan):
     """One step of TR-FDPA or GTR-FDPA (arXiv:2511.10909)."""
     to = plan.sum
     f = plan.fraction_bits
@@ -339,7 +339,7 @@ class Grouped(NamedTuple):
 
 
 @kernel
-def grouped_step(a, fa, ea, i, b, fb, eb, j, start, stop, c, plan):  # type: ignore[no-untyped-def]
+def grouped_step(a, fa, ea, i, b, fb, eb, j, start, stop, c, plan):
     """One step of GST-FDPA (arXiv:2511.10909). a, b: operands as integers; f, e: scale significands and exponents."""
     to = plan.sum
     significand, exponent, kind = unpack_code(c, to)

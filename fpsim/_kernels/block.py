@@ -23,7 +23,7 @@ class Element(NamedTuple):
 
 
 @kernel
-def round_block(x, words, inverse, element, out, out_words):  # type: ignore[no-untyped-def]
+def round_block(x, words, inverse, element, out, out_words):
     """out = elements nearest to x * inverse, as values (before the scale)."""
     drop = np.int32(element.drop)
     half, one = np.int32((1 << (element.drop - 1)) - 1), np.int32(1)
@@ -46,7 +46,7 @@ def round_block(x, words, inverse, element, out, out_words):  # type: ignore[no-
 
 
 @kernel
-def largest_word(words):  # type: ignore[no-untyped-def]
+def largest_word(words):
     """Bits of the largest magnitude of a block."""
     top = np.int32(0)
     for j in range(words.size):
@@ -56,7 +56,7 @@ def largest_word(words):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def quantize_power_of_two(x, words, block, element, out, out_words, start, stop):  # type: ignore[no-untyped-def]
+def quantize_power_of_two(x, words, block, element, out, out_words, start, stop):
     """MX with the floor rule: rows of blocks start .. stop of flat arrays."""
     scratch = np.empty(block, np.int32)
     power = np.empty(2, np.int32)
@@ -78,7 +78,7 @@ def quantize_power_of_two(x, words, block, element, out, out_words, start, stop)
 
 
 @kernel
-def quantize_two_level(x, words, block, element, tensor, scales, out, out_words, start, stop):  # type: ignore[no-untyped-def]
+def quantize_two_level(x, words, block, element, tensor, scales, out, out_words, start, stop):
     """NVFP4: `scales` holds each block's decoded scale; out = element(x / (tensor * scale)) * (tensor * scale)."""
     scratch = np.empty(block, np.int32)
     scaled = np.empty(block, np.float32)
@@ -99,7 +99,7 @@ def quantize_two_level(x, words, block, element, tensor, scales, out, out_words,
 
 
 @kernel
-def block_largest(words, block, out, start, stop):  # type: ignore[no-untyped-def]
+def block_largest(words, block, out, start, stop):
     """Bits of the largest magnitude of each block."""
     for i in range(start, stop):
         out[i] = largest_word(words[i * block : (i + 1) * block])

@@ -8,14 +8,14 @@ from fpsim._kernels.scalar import encode_float, philox, round_integer
 
 
 @kernel
-def encode_floats(bits, target, random, count, out, start, stop):  # type: ignore[no-untyped-def]
+def encode_floats(bits, target, random, count, out, start, stop):
     """Any rounding, any float target: int64 view of float64 -> codes. `random` has one word, or one per value."""
     for i in range(start, stop):
         out[i] = encode_float(bits[i], target, np.int64(random[i if random.size > 1 else 0]), count)
 
 
 @kernel
-def encode_integers(x, scale, low, high, rounding, random, count, out, start, stop):  # type: ignore[no-untyped-def]
+def encode_integers(x, scale, low, high, rounding, random, count, out, start, stop):
     """float64 -> integer code of value * scale (scale a power of two), clamped to low .. high; NaN is 0."""
     for i in range(start, stop):
         value = x[i] * scale
@@ -35,14 +35,14 @@ def encode_integers(x, scale, low, high, rounding, random, count, out, start, st
 
 
 @kernel
-def random_words(key, shift, out, start, stop):  # type: ignore[no-untyped-def]
+def random_words(key, shift, out, start, stop):
     """The high bits of words start .. stop of a Philox stream."""
     for i in range(start, stop):
         out[i] = philox(i, key) >> shift
 
 
 @kernel
-def encode_nearest_even(x, bits, target, scale, out, start, stop):  # type: ignore[no-untyped-def]
+def encode_nearest_even(x, bits, target, scale, out, start, stop):
     """The fast road for float32 -> at most 16 bits, nearest even, branch-free so that it becomes vector code.
 
     A normal result is the float32 bits plus half a step, shifted; a subnormal one is rint(|x| / step). Both are codes
@@ -80,7 +80,7 @@ def encode_nearest_even(x, bits, target, scale, out, start, stop):  # type: igno
 
 
 @kernel
-def look_up(codes, table, mask, out, start, stop):  # type: ignore[no-untyped-def]
+def look_up(codes, table, mask, out, start, stop):
     """codes -> table[code & mask]."""
     codes, out = codes[start:stop], out[start:stop]
     for i in range(out.size):

@@ -7,7 +7,7 @@ from fpsim._kernels.accumulate import fused_chain
 
 
 @cuda.jit
-def fused(sa, ea, sb, eb, c, plan, out, begin, end):  # type: ignore[no-untyped-def]
+def fused(sa, ea, sb, eb, c, plan, out, begin, end):
     """out[i, j] = T-FDPA steps over k in begin .. end from c[i, j]; b is transposed, (N, K)."""
     i, j = cuda.grid(2)
     if i < out.shape[0] and j < out.shape[1]:
@@ -15,7 +15,7 @@ def fused(sa, ea, sb, eb, c, plan, out, begin, end):  # type: ignore[no-untyped-
 
 
 @cuda.jit
-def add(total, words, part, nan):  # type: ignore[no-untyped-def]
+def add(total, words, part, nan):
     """total += part, IEEE float32; `words` are the bits of total, `nan` the engine's NaN."""
     i, j = cuda.grid(2)
     if i < total.shape[0] and j < total.shape[1]:
@@ -27,7 +27,7 @@ def add(total, words, part, nan):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit
-def integer(a, b, low, high, saturate, out):  # type: ignore[no-untyped-def]
+def integer(a, b, low, high, saturate, out):
     """out[i, j] += a[i, :] * b[:, j], clamped to low .. high after every product, or wrapped into it at the end."""
     i, j = cuda.grid(2)
     if i < out.shape[0] and j < out.shape[1]:

@@ -23,7 +23,7 @@ class Integer(NamedTuple):
 
 
 @kernel
-def fused(sa, ea, sb, eb, c, plan, marked, out, begin, end, start, stop):  # type: ignore[no-untyped-def]
+def fused(sa, ea, sb, eb, c, plan, marked, out, begin, end, start, stop):
     """out[i, j] = T-FDPA steps over k in begin .. end from c[i, j], where marked; b is transposed, (N, K)."""
     for i in range(start, stop):
         for j in range(sb.shape[0]):
@@ -32,7 +32,7 @@ def fused(sa, ea, sb, eb, c, plan, marked, out, begin, end, start, stop):  # typ
 
 
 @kernel
-def exact(sa, ea, sb, eb, plan, limb_count, out, start, stop):  # type: ignore[no-untyped-def]
+def exact(sa, ea, sb, eb, plan, limb_count, out, start, stop):
     """out[i, j] += products, steps of `plan.terms` each rounded once; b is transposed, (N, K)."""
     limbs = np.zeros(limb_count, np.int64)
     depth = sa.shape[1]
@@ -45,7 +45,7 @@ def exact(sa, ea, sb, eb, plan, limb_count, out, start, stop):  # type: ignore[n
 
 
 @kernel
-def two_stage(sa, ea, sb, eb, plan, out, start, stop):  # type: ignore[no-untyped-def]
+def two_stage(sa, ea, sb, eb, plan, out, start, stop):
     """out[i, j] += products, by steps of TR-FDPA or GTR-FDPA; b is transposed, (N, K)."""
     depth = sa.shape[1]
     for i in range(start, stop):
@@ -57,7 +57,7 @@ def two_stage(sa, ea, sb, eb, plan, out, start, stop):  # type: ignore[no-untype
 
 
 @kernel
-def grouped(a, fa, ea, b, fb, eb, plan, out, start, stop):  # type: ignore[no-untyped-def]
+def grouped(a, fa, ea, b, fb, eb, plan, out, start, stop):
     """out[i, j] += scaled products, by steps of GST-FDPA; b and its scales are transposed."""
     depth, step = a.shape[1], plan.group * plan.groups
     for i in range(start, stop):
@@ -69,13 +69,13 @@ def grouped(a, fa, ea, b, fb, eb, plan, out, start, stop):  # type: ignore[no-un
 
 
 @kernel
-def flush_to_zero(x, smallest):  # type: ignore[no-untyped-def]
+def flush_to_zero(x, smallest):
     """A float below the smallest normal one as a zero of its sign."""
     return x * np.float32(0) if abs(x) < smallest else x
 
 
 @kernel
-def pairwise_tree(a, b, terms, smallest, out, start, stop):  # type: ignore[no-untyped-def]
+def pairwise_tree(a, b, terms, smallest, out, start, stop):
     """out[i, j] += tree of `terms` rounded products; everything below `smallest` is flushed. K is a multiple."""
     part = np.empty(terms, np.float32)
     for i in range(start, stop):
@@ -94,7 +94,7 @@ def pairwise_tree(a, b, terms, smallest, out, start, stop):  # type: ignore[no-u
 
 
 @kernel
-def sequential_fma_flush(a, b, smallest, out, start, stop):  # type: ignore[no-untyped-def]
+def sequential_fma_flush(a, b, smallest, out, start, stop):
     """`sequential_fma` whose results below `smallest` are zeros of their sign."""
     for i in range(start, stop):
         for k in range(a.shape[1]):
@@ -104,7 +104,7 @@ def sequential_fma_flush(a, b, smallest, out, start, stop):  # type: ignore[no-u
 
 
 @kernel
-def fma_into(scale, x, out, start, stop):  # type: ignore[no-untyped-def]
+def fma_into(scale, x, out, start, stop):
     """out = scale * x + out, element by element."""
     for i in range(start, stop):
         for j in range(out.shape[1]):
@@ -112,7 +112,7 @@ def fma_into(scale, x, out, start, stop):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def sequential_fma(a, b, out, start, stop):  # type: ignore[no-untyped-def]
+def sequential_fma(a, b, out, start, stop):
     """out[i, :] += a[i, k] * b[k, :], one fused multiply-add per k, ascending; out arrives holding c."""
     for i in range(start, stop):
         for k in range(a.shape[1]):
@@ -122,7 +122,7 @@ def sequential_fma(a, b, out, start, stop):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def integer_wrap(a, b, out, start, stop):  # type: ignore[no-untyped-def]
+def integer_wrap(a, b, out, start, stop):
     """out[i, :] += a[i, k] * b[k, :] modulo 2**32, int32."""
     for i in range(start, stop):
         for k in range(a.shape[1]):
@@ -132,7 +132,7 @@ def integer_wrap(a, b, out, start, stop):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def integer_saturate(a, b, low, high, out, start, stop):  # type: ignore[no-untyped-def]
+def integer_saturate(a, b, low, high, out, start, stop):
     """The same, clamped to low .. high after every addition. Sums must fit int32 before the clamp."""
     least, most = np.int32(low), np.int32(high)
     for i in range(start, stop):
@@ -145,7 +145,7 @@ def integer_saturate(a, b, low, high, out, start, stop):  # type: ignore[no-unty
 
 
 @kernel
-def integer_wide(a, b, kind, out, failed, start, stop):  # type: ignore[no-untyped-def]
+def integer_wide(a, b, kind, out, failed, start, stop):
     """Any integer accumulator, in int64; `failed` notes per row the first output and k out of range."""
     depth = a.shape[1]
     for i in range(start, stop):

@@ -41,7 +41,7 @@ class FloatTarget(NamedTuple):
 
 
 @kernel
-def rounds_up(rest, half, lower, negative, rounding):  # type: ignore[no-untyped-def]
+def rounds_up(rest, half, lower, negative, rounding):
     """1 if a magnitude `rest` units above the even-or-odd code `lower` goes to the next code; 2*half is one code."""
     up = 0
     if rest != 0:
@@ -61,7 +61,7 @@ def rounds_up(rest, half, lower, negative, rounding):  # type: ignore[no-untyped
 
 
 @kernel
-def goes_away(rest, drop, rounding, random, count):  # type: ignore[no-untyped-def]
+def goes_away(rest, drop, rounding, random, count):
     """1 if rest / 2**drop of a step goes away from zero, by P3109 stochastic rounding with `count` random bits."""
     extra = 1 if rounding == SRB else 0
     keep = drop - count - extra  # bits below the comparison
@@ -79,7 +79,7 @@ def goes_away(rest, drop, rounding, random, count):  # type: ignore[no-untyped-d
 
 
 @kernel
-def round_magnitude(magnitude, negative, target, random, count):  # type: ignore[no-untyped-def]
+def round_magnitude(magnitude, negative, target, random, count):
     """Code of a finite non-zero float64 magnitude (its bits), as if the exponent range had no upper end."""
     minimum_exponent, mantissa_bits = target.minimum_exponent, target.mantissa_bits
     field = magnitude >> 52
@@ -103,7 +103,7 @@ def round_magnitude(magnitude, negative, target, random, count):  # type: ignore
 
 
 @kernel
-def encode_float(bits, target, random, count):  # type: ignore[no-untyped-def]
+def encode_float(bits, target, random, count):
     """The code that a float64, given as its bits in an int64, becomes in `target`."""
     negative = bits < 0
     magnitude = bits & _F64_MAGNITUDE
@@ -125,7 +125,7 @@ def encode_float(bits, target, random, count):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def philox(index, key):  # type: ignore[no-untyped-def]
+def philox(index, key):
     """Word `index` of the Philox4x32-10 stream of a 64-bit key (Salmon et al., SC 2011): a function, not a state."""
     mask = 0xFFFFFFFF
     c0, c1, c2, c3 = (index >> 2) & mask, (index >> 34) & mask, 0, 0
@@ -141,7 +141,7 @@ def philox(index, key):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def round_integer(magnitude, lower, negative, rounding, random, count):  # type: ignore[no-untyped-def]
+def round_integer(magnitude, lower, negative, rounding, random, count):
     """A non-negative float64 below 2**33 and its integer part -> the integer it rounds to."""
     rest = magnitude - lower  # exact, and so is its product with a power of two
     low = int(lower)

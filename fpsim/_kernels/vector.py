@@ -36,7 +36,7 @@ class VectorPlan(NamedTuple):
 
 
 @kernel
-def largest_exponents(ea, eb, start, stop, first, last, largest):  # type: ignore[no-untyped-def]
+def largest_exponents(ea, eb, start, stop, first, last, largest):
     """Raise largest[j] to the largest ea[k] + eb[k, j] over k in start .. stop, for columns j of first .. last."""
     narrow = largest.dtype.type
     for k in range(start, stop, GROUP):
@@ -65,7 +65,7 @@ def largest_exponents(ea, eb, start, stop, first, last, largest):  # type: ignor
 
 
 @kernel
-def add_products(a, b, start, stop, first, last, scale, total):  # type: ignore[no-untyped-def]
+def add_products(a, b, start, stop, first, last, scale, total):
     """total[j] += sum over k of trunc(a[k] * b[k, j] * scale[j])."""
     for k in range(start, stop, GROUP):
         a0, a1, a2, a3, a4, a5, a6, a7 = a[k], a[k + 1], a[k + 2], a[k + 3], a[k + 4], a[k + 5], a[k + 6], a[k + 7]
@@ -85,7 +85,7 @@ def add_products(a, b, start, stop, first, last, scale, total):  # type: ignore[
 
 
 @kernel
-def begin_step(largest, plan, c, word, scale_word, inverse_word, redo):  # type: ignore[no-untyped-def]
+def begin_step(largest, plan, c, word, scale_word, inverse_word, redo):
     """The step's exponent e with c in it, as the bits of the powers of two 2**(F - e) and 2**(e - F).
 
     A largest product exponent below `plan.lowest` is the mark of "all products are zero". A step exponent below
@@ -111,14 +111,14 @@ def begin_step(largest, plan, c, word, scale_word, inverse_word, redo):  # type:
 
 
 @kernel
-def start_sum(c, scale, total):  # type: ignore[no-untyped-def]
+def start_sum(c, scale, total):
     """c's share of the sum, truncated like the products'."""
     for j in range(c.size):
         total[j] = np.int32(c[j] * scale[j])
 
 
 @kernel
-def end_narrow(total, inverse, keep, result, result_word, word):  # type: ignore[no-untyped-def]
+def end_narrow(total, inverse, keep, result, result_word, word):
     """Sums below 2**24, toward zero to `keep` (a mask) of a float32; an Inf or NaN in c (`word`) stays."""
     keep, top = np.int32(keep), np.int32(0x7F800000)
     for j in range(word.size):
@@ -129,7 +129,7 @@ def end_narrow(total, inverse, keep, result, result_word, word):  # type: ignore
 
 
 @kernel
-def end_truncate(total, inverse, keep, result, result_word, c):  # type: ignore[no-untyped-def]
+def end_truncate(total, inverse, keep, result, result_word, c):
     """Any sum, toward zero to `keep` (a mask on a float64 that leaves at most 24 bits); an Inf or NaN in c stays."""
     for j in range(c.size):
         result[j] = np.float64(total[j]) * np.float64(inverse[j])
@@ -140,7 +140,7 @@ def end_truncate(total, inverse, keep, result, result_word, c):  # type: ignore[
 
 
 @kernel
-def end_half(total, inverse, result, result_word, magic, magic_word, c):  # type: ignore[no-untyped-def]
+def end_half(total, inverse, result, result_word, magic, magic_word, c):
     """Any sum, nearest even to float16 (kept as a float32); beyond 65504 is Inf; an Inf or NaN in c stays.
 
     Adding and subtracting 1.5 * 2**52 float16 steps rounds a float64 to a multiple of that step, ties to even.
@@ -158,7 +158,7 @@ def end_half(total, inverse, result, result_word, magic, magic_word, c):  # type
 
 
 @kernel
-def fused_narrow(a, ea, b, eb, plan, none, c, word, redo, begin, end, start, stop):  # type: ignore[no-untyped-def]
+def fused_narrow(a, ea, b, eb, plan, none, c, word, redo, begin, end, start, stop):
     """Rows start .. stop of c through the steps of k in begin .. end, sums in int32, results toward zero.
 
     a, b : float32 values (M, K), (K, N); ea, eb : their exponents. c : float32 (M, N), `word` its bits, in place.
@@ -193,7 +193,7 @@ def fused_narrow(a, ea, b, eb, plan, none, c, word, redo, begin, end, start, sto
 
 
 @kernel
-def fused_wide(a, ea, b, eb, plan, none, c, word, redo, begin, end, start, stop):  # type: ignore[no-untyped-def]
+def fused_wide(a, ea, b, eb, plan, none, c, word, redo, begin, end, start, stop):
     """The same with sums in int64; results toward zero to `plan.keep`, or to nearest float16 if `plan.half`."""
     largest_row = np.empty(COLUMNS, ea.dtype)
     total_row = np.empty(COLUMNS, np.int64)

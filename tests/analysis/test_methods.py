@@ -42,6 +42,7 @@ def test_windows_of_a_convolution_are_what_its_weight_multiplies(options: dict[s
     generator = torch.Generator().manual_seed(3)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(3))
     rows = draw(conv, x, len(y), generator)
+    # Sums of at most 45 products below 1 in another order: 45 * 2^-24 = 2.7e-6.
     assert torch.allclose(rows @ as_matrix(conv.weight).T, y[order], atol=1e-5)
     assert torch.equal(as_weight(as_matrix(conv.weight), conv.weight.shape), conv.weight)
 
@@ -59,6 +60,7 @@ def test_statistics_are_those_of_the_inputs_that_pass() -> None:
     for handle in handles:
         handle.remove()
     times = torch.cat(seen["time_embedding.linear_1"])
+    # The same rows, added batch by batch here and at once there: n additions of 2^-24 each, and some cancellation.
     assert torch.allclose(found["time_embedding.linear_1"].gram, times.T @ times / len(times), rtol=1e-4, atol=1e-5)
     images = torch.cat(seen["conv_out"])
     assert torch.equal(found["conv_out"].channel_max, images.abs().amax((0, 2, 3)))
@@ -78,7 +80,7 @@ def test_statistics_repeat_and_do_not_depend_on_the_memory_budget(
     whole = list(statistics(dit, layers, calibration, gram_rows=10**6))
     for (_, a), (_, b), (_, c), (_, d) in zip(one, again, small, whole, strict=True):
         assert torch.equal(a.gram, b.gram)
-        assert torch.allclose(c.gram, d.gram, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(c.gram, d.gram, rtol=1e-4, atol=1e-6)  # the same rows, added in other batches
 
 
 @pytest.mark.parametrize("name", METHODS)

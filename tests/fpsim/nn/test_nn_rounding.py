@@ -62,6 +62,7 @@ def test_output_error_is_the_squared_error_of_the_outputs() -> None:
     torch.manual_seed(0)
     inputs, change = torch.randn(50, 7), torch.randn(3, 7)
     wanted = (inputs @ change.T).square().sum(0)
+    # 50 + 49 additions of 2^-24 each are 6e-6; the rest of rtol is for cancellation in the quadratic form.
     assert torch.allclose(rounding.output_error(change, inputs.T @ inputs), wanted, rtol=1e-4)
 
 
