@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import cuda as device
 
-from fpsim._cpu import fused_plan
+from fpsim._cpu.plans import fused_plan
 from fpsim._kernels import cuda
 from fpsim._operands import unpack
 from fpsim.accumulators import Accumulator, FusedDot, IntegerAccumulator, Promoted, SplitK

@@ -1,0 +1,81 @@
+"""Accumulators flattened to the integers their kernels take."""
+
+import numpy as np
+
+from fpsim._kernels import vector
+from fpsim._kernels.accumulate import NO_FLOOR, Fused, Sum
+from fpsim.accumulators import FusedDot
+from fpsim.formats import Format, container, scalar_format
+from fpsim.reference import ENGINE_NAN
+from fpsim.rounding import rounding as find_rounding
+
+
+def fused_plan(kind: FusedDot, a: Format, b: Format, depth: int) -> Fused:
+    """Flatten a FusedDot for its operand formats; ValueError if its sums would not fit 63 bits."""
+    if a.kind != "float" or b.kind != "float":
+        raise ValueError(f"a FusedDot takes float operands, got {a.name} x {b.name}; see IntegerAccumulator")
+    if kind.fraction_bits is None:
+        raise ValueError("an exact FusedDot has no truncation plan; it runs on its own, not inside another accumulator")
+    terms = kind.terms or max(depth, 1)
+    product_bits = a.mantissa_bits + b.mantissa_bits
+    if max(kind.fraction_bits, product_bits) + (terms + 1).bit_length() + 2 > 62:
+        raise ValueError(
+            f"{terms} products of {a.name} x {b.name} with {kind.fraction_bits} fraction bits do not fit a 63-bit sum"
+        )
+    return Fused(
+        terms=terms,
+        fraction_bits=kind.fraction_bits,
+        zero_exponent=NO_FLOOR if kind.zero_exponent is None else kind.zero_exponent,
+        product_fraction_bits=product_bits,
+        sum=sum_plan(kind.output, kind.rounding),
+    )
+
+
+def sum_plan(output: str, rounding: str) -> Sum:
+    """Where sums are rounded to, flattened to integers."""
+    held, row = container(output), scalar_format(output)
+    return Sum(
+        rounding=find_rounding(rounding).code,
+        mantissa_bits=row.mantissa_bits,
+        minimum_exponent=row.minimum_exponent,
+        max_code=row.max_code,
+        widen=held.mantissa_bits - row.mantissa_bits,
+        container_mantissa_bits=held.mantissa_bits,
+        container_exponent_bits=held.exponent_bits,
+        infinity=held.infinity_code or 0,
+        nan=ENGINE_NAN[held.name],
+        sign_bit=held.sign_bit,
+    )
+
+
+def vector_plan(kind: FusedDot, a: Format, b: Format, terms: int) -> vector.VectorPlan | None:
+    """The plan for the vector kernels, or None where they would not be exact (the scalar kernel then does it all)."""
+    if kind.fraction_bits is None or kind.fraction_bits > 26 or a.mantissa_bits + b.mantissa_bits + 2 > 24:
+        return None
+    row, fraction_bits = scalar_format(kind.output), kind.fraction_bits
+    half = kind.output == "f16" and kind.rounding == "rne"
+    if not half and not (kind.rounding == "rz" and row.exponent_bits == 8 and container(row).name == "f32"):
+        return None
+    narrow = not half and (terms + 1) << (fraction_bits + 2) <= 1 << 24
+    low = fraction_bits - 125
+    return vector.VectorPlan(
+        step=-(-terms // vector.GROUP) * vector.GROUP,
+        fraction_bits=fraction_bits,
+        zero_exponent=-1000 if kind.zero_exponent is None else kind.zero_exponent,
+        lowest=a.minimum_exponent + b.minimum_exponent if small_exponents(a, b) else low // 2 * 2,
+        low=low,
+        keep=-(1 << ((23 if narrow else 52) - row.mantissa_bits)),
+        narrow=narrow,
+        half=half,
+    )
+
+
+def small_exponents(a: Format, b: Format) -> bool:
+    """Whether exponents and their sums, with a mark for zero, fit int8."""
+    tops = [top_exponent(row) for row in (a, b)]
+    return max(tops) - 64 < a.minimum_exponent + b.minimum_exponent and sum(tops) < 128
+
+
+def top_exponent(row: Format) -> int:
+    """Exponent of the largest finite value."""
+    return int(np.frexp(row.max)[1]) - 1
