@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fpsim import _jit
 from fpsim._kernels import cpu
 from fpsim._kernels.scalar import FloatTarget
+from fpsim._tensors import host_array
 from fpsim.formats import BlockFormat, Format, scalar_format
 from fpsim.formats import format as find_format
 from fpsim.rounding import Conversion, Overflow, Rounding
@@ -128,7 +129,7 @@ def quantize(
 
 def real_array(x: npt.ArrayLike) -> Array:
     """`x` as a contiguous float32 or float64 array with the same values."""
-    array = np.asarray(x)
+    array = host_array(x)
     if array.dtype in (np.float32, np.float64):
         return np.ascontiguousarray(array).reshape(array.shape)
     if array.dtype.kind in "iub":
@@ -164,9 +165,10 @@ ML_DTYPES = {
 def as_codes(codes: npt.ArrayLike, row: Format, name: str = "codes") -> Array:
     """`codes` as a contiguous array of the format's code dtype, checked against the format.
 
-    Arrays of a float type that *is* the format (float32 for f32, ml_dtypes.float8_e4m3fn for e4m3) are viewed.
+    Arrays of a float type that *is* the format (float32 for f32, ml_dtypes.float8_e4m3fn for e4m3) are viewed, and so
+    are torch's: contiguous ones without a copy.
     """
-    array = np.asarray(codes)
+    array = host_array(codes)
     wanted = np.dtype(row.code_dtype)
     same = ML_DTYPES.get(array.dtype.name)
     if same == row.name or (same == "f32" and row.kind == "float" and row.shift and wanted == np.uint32):
