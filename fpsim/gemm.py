@@ -14,24 +14,26 @@ import numpy.typing as npt
 
 from fpsim import _cpu
 from fpsim._names import unknown
-from fpsim.accumulators import Promoted, SplitK
-from fpsim.codec import Array, as_codes, encode
+from fpsim.accumulators import IntegerAccumulator, Promoted, SplitK
+from fpsim.codec import ML_DTYPES, Array, as_codes, decode, encode
 from fpsim.formats import Format, container, scalar_format
 from fpsim.reference import dot as reference_dot
 from fpsim.spec import MatmulSpec
 
 BACKENDS = ("cpu", "cuda", "reference")
 
-#: result format -> numpy dtype of the array that comes out
+#: result format -> numpy dtype of the array that comes out; results in other formats are codes
 RESULT_DTYPES: dict[str, np.dtype[Any]] = {
-    "f64": np.dtype(np.float64),
-    "f32": np.dtype(np.float32),
-    "f16": np.dtype(np.float16),
-    "bf16": np.dtype(ml_dtypes.bfloat16),
-    "e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    **{name: np.dtype(kind) for kind, name in ML_DTYPES.items() if not hasattr(ml_dtypes, kind)},
+    **{name: np.dtype(getattr(ml_dtypes, kind)) for kind, name in ML_DTYPES.items() if hasattr(ml_dtypes, kind)},
     "int32": np.dtype(np.int32),
+    "int64": np.dtype(np.int64),
 }
+
+
+def result_dtype(fmt: str) -> np.dtype[Any]:
+    """numpy dtype of results in a format: the float type of that layout, else that of its codes."""
+    return RESULT_DTYPES.get(fmt) or np.dtype(container(fmt).code_dtype)
 
 
 def matmul(
@@ -55,7 +57,8 @@ def matmul(
         Library engines: float32, scalars or (M, 1) and (1, N); DeepGEMM: (M, K/128) and (K/128, N).
     bias : library engines: float32, broadcastable to (M, N), added after scaling.
     out : optional array for the result.
-    Returns (..., M, N) in the output's dtype: float32, float16, float64, int32, or an ml_dtypes type.
+    Returns (..., M, N) in the output's dtype: float32, float16, float64, int32, int64, an ml_dtypes type, or the codes
+    of a format that has none of these (`result_dtype`). c has the dtype of the accumulator's format likewise.
 
     Raises ValueError for shapes, dtypes, codes or scales that do not fit, OverflowError for an integer accumulator with
     overflow="error" that leaves its range.
@@ -88,7 +91,7 @@ def matmul(
             _product(
                 np.ascontiguousarray(xs[index]), np.ascontiguousarray(ys[index]), start[index], spec, here, backend
             )
-    result = start.view(RESULT_DTYPES[held.name])
+    result = start.view(result_dtype(held.name))
     if spec.epilogue is not None:
         result = _scale_and_bias(result, a_scale, b_scale, bias)
     elif bias is not None or (scales is None and (a_scale is not None or b_scale is not None)):
@@ -152,7 +155,7 @@ def _scale_and_bias(
 
 def _start(c: npt.ArrayLike | None, held: Format, shape: tuple[int, ...]) -> Array:
     """A fresh array of container codes (signed integers of the container's width) that holds c."""
-    dtype = RESULT_DTYPES[held.name]
+    dtype = result_dtype(held.name)
     if c is None:
         return np.zeros(shape, dtype).view(f"i{dtype.itemsize}")
     array = np.asarray(c)
@@ -167,10 +170,11 @@ def _start(c: npt.ArrayLike | None, held: Format, shape: tuple[int, ...]) -> Arr
 def _finish(result: Array, held: Format, spec: MatmulSpec, out: Array | None) -> Array:
     """The accumulator's values -> the array the caller gets, through the spec's output format."""
     if spec.out != held.name:
-        wanted = RESULT_DTYPES.get(spec.out)
-        if wanted is None:
-            raise ValueError(f"matmul has no array type for out={spec.out!r} (allowed: {', '.join(RESULT_DTYPES)})")
-        result = encode(result, spec.out, conversion="ocp-nonsat").view(wanted)
+        wide = isinstance(spec.accumulator, IntegerAccumulator) and spec.accumulator.bits > 54
+        if wide:
+            raise ValueError(f"a {spec.accumulator} sum does not round to {spec.out!r} exactly; take out='int64'")
+        values = decode(result, held) if result.dtype.kind == "u" else result  # codes of a format numpy has not
+        result = encode(values, spec.out, conversion="ocp-nonsat").view(result_dtype(spec.out))
     if out is None:
         return result
     if out.shape != result.shape or out.dtype != result.dtype or not out.flags.writeable:
