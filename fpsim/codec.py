@@ -100,12 +100,14 @@ def quantize(
     overflow: str | Overflow | None = None,
     conversion: str | Conversion = "ocp-sat",
     scale: npt.ArrayLike | None = None,
+    out: Array | None = None,
 ) -> Array:
     """`x` on the grid of `fmt`: encode, then decode. Same shape; float32 (float64 for float64 input).
 
     axis : for block formats, the axis along which consecutive values share a scale.
     scale : for scalar formats, the size of one: quantize(x / scale) * scale, two roundings in the type of the result.
         A real-valued exponent bias B is the scale 2**(format.bias - B).
+    out : optional contiguous array of the result's shape and dtype to write into (x itself is allowed).
     """
     row = find_format(fmt)
     values = real_array(x)
@@ -114,14 +116,19 @@ def quantize(
             raise ValueError(f"{row.name!r} chooses its own scales; scale= is for scalar formats")
         from fpsim.blocks import quantize_blocks  # blocks builds on this module
 
-        result = quantize_blocks(values, row, axis, rounding=rounding)
+        target = None if out is None or out.dtype != np.float32 else _output(out, values.shape, np.dtype(np.float32))
+        result = quantize_blocks(values, row, axis, rounding=rounding, out=target)
     else:
         unit = None if scale is None else np.asarray(scale, values.dtype)
         with np.errstate(all="ignore"):
             scaled = values if unit is None else values / unit
         result = decode(encode(scaled, row, rounding=rounding, overflow=overflow, conversion=conversion), row)
         result = result if unit is None else (result * unit).astype(values.dtype)
-    return result.astype(values.dtype, copy=False) if values.dtype == np.float64 else result
+    result = result.astype(values.dtype, copy=False) if values.dtype == np.float64 else result
+    if out is not None and out is not result:
+        _output(out, result.shape, result.dtype)[...] = result
+        return out
+    return result
 
 
 # -- arrays in and out --------------------------------------------------------------------------------------------
@@ -317,8 +324,8 @@ def _nan_codes(row: Format, named: Conversion) -> tuple[int, int]:
     return code, code | row.sign_bit
 
 
-def _fast(row: FloatTarget) -> bool:
-    """Whether `cpu.encode_nearest_even` covers the target: signed symmetric codes in at most 16 bits."""
+def _symmetric(row: FloatTarget) -> bool:
+    """Whether codes are a sign and a magnitude of at most 16 bits rounded to nearest even: what the fast roads do."""
     return (
         row.rounding == 0
         and row.base == 0
@@ -326,19 +333,32 @@ def _fast(row: FloatTarget) -> bool:
         and row.shift == 0
         and row.payload_shift == 63
         and row.sign_bit in (1 << b for b in range(3, 16))
-        and row.minimum_exponent >= -126
         and row.negative_overflow == row.overflow | row.sign_bit
         and row.negative_infinity == row.infinity | row.sign_bit
         and row.negative_nan == row.nan | row.sign_bit
     )
 
 
+def _addition_top(row: FloatTarget) -> int | None:
+    """float32 bits of the largest magnitude `cpu.encode_by_addition` is to see, None where it does not apply."""
+    if row.overflow != row.infinity or not 0 <= row.overflow - row.max_code <= 1 or row.mantissa_bits < 1:
+        return None
+    fraction = row.overflow & ((1 << row.mantissa_bits) - 1)
+    exponent = (row.overflow >> row.mantissa_bits) - 1 + row.minimum_exponent
+    if row.minimum_exponent < -126 or exponent + 23 - row.mantissa_bits > 127 or exponent < row.minimum_exponent:
+        return None
+    return (exponent + 127) << 23 | fraction << (23 - row.mantissa_bits)
+
+
 def _encode_floats(x: Array, target: FloatTarget, random: Array, count: int, out: Array) -> None:
-    if x.dtype == np.float32 and _fast(target):
-        scale = np.float32(2.0 ** (target.mantissa_bits - max(target.minimum_exponent, -100)))
-        bits = x.view(np.int32)
-        _jit.parallel(lambda i, j: cpu.encode_nearest_even(x, bits, target, scale, out, i, j), x.size, _GRAIN)
-        return
+    if x.dtype == np.float32 and _symmetric(target):
+        words, top = x.view(np.int32), _addition_top(target)
+        if top is not None:
+            _jit.parallel(lambda i, j: cpu.encode_by_addition(words, target, top, out, i, j), x.size, _GRAIN)
+            return
+        if target.minimum_exponent == -126 and target.negative_zero:
+            _jit.parallel(lambda i, j: cpu.encode_nearest_even(words, target, out, i, j), x.size, _GRAIN)
+            return
     wide = _float64(x).view(np.int64)
     _jit.parallel(lambda i, j: cpu.encode_floats(wide, target, random, count, out, i, j), x.size, _GRAIN)
 

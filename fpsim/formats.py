@@ -11,9 +11,11 @@ negative zero:
 - ``nan="none"``: every code is a number (OCP FP6 and FP4).
 
 An *int* format is a two's complement or unsigned integer times ``2**-bias`` (fixed point; ``bias`` is 0 for integers).
-A *codebook* lists its values. A block format is an element format, a scale format and a block length.
+A *codebook* lists its values. A block format is an element format, a scale format, a block length and the rule that
+chooses the scale from the values of a block.
 
-To add a format, add a row. Names are lower case; `format` also takes the aliases fp64, fp32, fp16.
+To add a format, add a row (docs/formats.md shows one). Names are lower case; `format` also takes the aliases fp64,
+fp32, fp16, and parametric names that need no row (FAMILIES).
 Sources: OCP 8-bit Floating Point Specification 1.0 (2023); OCP Microscaling Formats (MX) Specification 1.0 (2023);
 IEEE 754-2019; PTX ISA 8.7 (ue4m3, tf32); "NVFP4": NVIDIA, Introducing NVFP4 (2025); FNUZ: Noune et al.,
 arXiv:2206.02915; IEEE SA P3109 interim report (2025).
@@ -31,7 +33,7 @@ from fpsim._names import unknown
 
 Kind = Literal["float", "int", "codebook"]
 NanStyle = Literal["ieee", "all-ones", "negative-zero", "top", "none"]
-ScaleRule = Literal["floor", "ceil", "rceil", "even", "mse", "amax"]
+ScaleRule = Literal["floor", "ceil", "rceil", "even", "mse", "amax", "four-over-six", "range"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,18 +186,27 @@ class BlockFormat:
     element: Format
     scale: Format
     block: int
+    rows: int = 1  #: the block is `rows` x `block`; rows run along the last other axis (NVFP4 weights: 16 x 16)
     tensor_scale: bool = False
+    scale_top: float = 0.0  #: block scale that the tensor scale gives the largest block; 0: the scale's largest value
+    zero_point: Format | None = None  #: asymmetric integers: the code of zero, one per block
     rule: ScaleRule = "floor"
     source: str = ""
 
     def __post_init__(self) -> None:
-        if self.block < 1:
-            raise ValueError(f"block format {self.name!r} has block {self.block}; allowed: 1 or more")
+        if self.block < 1 or self.rows < 1:
+            raise ValueError(f"block format {self.name!r} has block {self.rows} x {self.block}; allowed: 1 or more")
+        if (self.zero_point is not None) != (self.rule == "range"):
+            raise ValueError(f"block format {self.name!r}: a zero point and rule 'range' go together")
 
     @property
     def bits_per_element(self) -> float:
-        """Storage per value with its share of the block scale (the tensor scale is negligible and left out)."""
-        return self.element.bits + self.scale.bits / self.block
+        """Storage per value with its share of the block's scale and zero point.
+
+        The tensor scale is negligible and left out; a 2-D block stores its scale once.
+        """
+        shared = self.scale.bits + (self.zero_point.bits if self.zero_point else 0)
+        return self.element.bits + shared / (self.block * self.rows)
 
     @property
     def max(self) -> float:
@@ -255,8 +266,8 @@ def fnuz_float(name: str, exponent_bits: int, mantissa_bits: int, bias: int, sou
 
 def integer(bits: int, *, signed: bool = True, narrow: bool = False, fraction_bits: int = 0) -> Format:
     """int8, uint4, int8-narrow (symmetric: -127..127), int8.4 (fixed point: 4 of the 8 bits are fraction)."""
-    if not 1 + int(signed) <= bits <= 32:
-        raise ValueError(f"integers have {1 + int(signed)} to 32 bits, got {bits}")
+    if not 1 + int(signed) <= bits <= 32 and bits != 64:  # 64: what wide integer accumulators return
+        raise ValueError(f"integers have {1 + int(signed)} to 32 bits, or 64, got {bits}")
     name = f"{'int' if signed else 'uint'}{bits}{f'.{fraction_bits}' if fraction_bits else ''}"
     return Format(
         name=f"{name}-narrow" if narrow else name,
@@ -356,6 +367,57 @@ def _mx(name: str, element: str) -> BlockFormat:
     return BlockFormat(name=name, element=_BY_NAME[element], scale=_BY_NAME["e8m0"], block=32, source=_OCP_MX)
 
 
+def _nvfp4(name: str, source: str, *, rows: int = 1, rule: ScaleRule = "amax", scale_top: float = 0.0) -> BlockFormat:
+    return BlockFormat(
+        name=name,
+        element=_BY_NAME["e2m1"],
+        scale=_BY_NAME["ue4m3"],
+        block=16,
+        rows=rows,
+        tensor_scale=True,
+        scale_top=scale_top,
+        rule=rule,
+        source=source,
+    )
+
+
+def block_floating_point(bits: int, block: int, name: str = "", source: str = "") -> BlockFormat:
+    """A shared exponent and signed integer mantissas of `bits` bits, sign included: bfp8-b16.
+
+    The exponent is that of the block's largest magnitude, so mantissas are of the form i.fff below 2 in magnitude;
+    they are rounded to nearest even and saturate, and the range is symmetric (sign and magnitude).
+    """
+    return BlockFormat(
+        name=name or f"bfp{bits}-b{block}",
+        element=integer(bits, narrow=True, fraction_bits=bits - 2),
+        scale=_BY_NAME["e8m0"],
+        block=block,
+        source=source or "block floating point: Wilkinson, Rounding Errors in Algebraic Processes (1963)",
+    )
+
+
+def grouped(element: str, group: int, scale: str = "f16") -> BlockFormat:
+    """Elements under one float scale per `group` values: int4-g128, uint4-g64 (asymmetric), nf4-g64-f32, e2m1-g32-bf16.
+
+    The scale is amax / (largest element). Unsigned integers are asymmetric: the scale is (max - min) / (2**n - 1) over
+    a range that includes zero, and a zero point in the element's format is kept per group.
+    """
+    row = _BY_NAME.get(element) or scalar_format(element)
+    asymmetric = row.kind == "int" and not row.signed
+    return BlockFormat(
+        name=f"{row.name}-g{group}{'' if scale == 'f16' else f'-{scale}'}",
+        element=row,
+        scale=_BY_NAME[scale],
+        block=group,
+        zero_point=row if asymmetric else None,
+        rule="range" if asymmetric else "amax",
+        source="per-group scales as in GPTQ (arXiv:2210.17323) and QLoRA (arXiv:2305.14314); scale kept in " + scale,
+    )
+
+
+_MSFP = "Rouhani et al., Pushing the Limits of Narrow Precision Inferencing ... with Microsoft Floating Point (2020)"
+
+
 _BLOCKS = (
     _mx("mxfp8", "e4m3"),
     _mx("mxfp8-e5m2", "e5m2"),
@@ -363,15 +425,20 @@ _BLOCKS = (
     _mx("mxfp6-e3m2", "e3m2"),
     _mx("mxfp4", "e2m1"),
     BlockFormat(name="mxint8", element=integer(8, fraction_bits=6), scale=_BY_NAME["e8m0"], block=32, source=_OCP_MX),
-    BlockFormat(
-        name="nvfp4",
-        element=_BY_NAME["e2m1"],
-        scale=_BY_NAME["ue4m3"],
-        block=16,
-        tensor_scale=True,
-        rule="amax",
-        source="NVIDIA, Introducing NVFP4 (2025-06): amax/6 in E4M3, over a float32 tensor scale amax/(6*448)",
+    _nvfp4("nvfp4", "NVIDIA, Introducing NVFP4 (2025-06): amax/6 in E4M3, over a float32 tensor scale amax/(6*448)"),
+    _nvfp4("nvfp4-2d", "NVIDIA, arXiv:2509.25149, section 4.3: weights share a scale per 16 x 16", rows=16),
+    _nvfp4(
+        "nvfp4-4over6",
+        "Four Over Six, arXiv:2512.02010: per block amax/6 or amax/4, by squared error; tensor scale amax/(6*256)",
+        rule="four-over-six",
+        scale_top=256.0,
     ),
+    block_floating_point(4, 16, "msfp12", _MSFP),
+    block_floating_point(8, 16, "msfp16", _MSFP),
+    block_floating_point(4, 32),
+    block_floating_point(8, 32),
+    *(grouped(element, group) for element in ("int4", "uint4", "int8") for group in (32, 64, 128)),
+    grouped("nf4", 64, "f32"),
 )
 
 #: name -> row, scalar formats first. Read-only.
@@ -390,7 +457,7 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 
 
 #: Parametric names: pattern -> the row it stands for. Rows of FORMATS come first.
-FAMILIES: tuple[tuple[str, Callable[..., Format]], ...] = (
+FAMILIES: tuple[tuple[str, Callable[..., Format | BlockFormat]], ...] = (
     (
         r"binary(\d+)p(\d+)([su])([ef])",
         lambda k, p, sign, domain: p3109(int(k), int(p), signed=sign == "s", extended=domain == "e"),
@@ -399,10 +466,12 @@ FAMILIES: tuple[tuple[str, Callable[..., Format]], ...] = (
         r"(u?)int(\d+)(?:\.(\d+))?(-narrow)?",
         lambda u, n, f, narrow: integer(int(n), signed=not u, narrow=bool(narrow), fraction_bits=int(f or 0)),
     ),
+    (r"bfp(\d+)-b(\d+)", lambda bits, block: block_floating_point(int(bits), int(block))),
+    (r"(.+)-g(\d+)(?:-(f16|bf16|f32))?", lambda element, group, scale: grouped(element, int(group), scale or "f16")),
 )
 
 
-def _of_family(key: str) -> Format | None:
+def _of_family(key: str) -> Format | BlockFormat | None:
     for pattern, build in FAMILIES:
         match = re.fullmatch(pattern, key)
         if match:
@@ -413,7 +482,9 @@ def _of_family(key: str) -> Format | None:
 def format(name: str | Format | BlockFormat) -> Format | BlockFormat:  # noqa: A001 - the field's word, used as fpsim.format
     """The row called `name` (case and the fp16/fp32/fp64 aliases are forgiven; a row passes through).
 
-    Parametric names need no row: binary8p4se (any P3109 format), int8.4 (fixed point), int8-narrow (symmetric).
+    Parametric names need no row: binary8p4se (any P3109 format), int8.4 (fixed point), int8-narrow (symmetric),
+    bfp6-b16 (block floating point), and any scalar format in groups, <element>-g<length>[-f16|-bf16|-f32]: int3-g128,
+    e2m1-g32-bf16.
 
     Raises ValueError, naming the nearest row, for an unknown name.
     """

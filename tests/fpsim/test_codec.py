@@ -1,6 +1,7 @@
 """encode, decode and quantize: exhaustive where 2**16 cases cover it, against the reference and other packages."""
 
 import math
+from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
@@ -83,6 +84,15 @@ class IntervalOracle:
         out = np.where(negative, results[1], results[0])
         return np.where(magnitude > 0x7F800000, self.nan[negative.astype(int)], out)
 
+    def of_range(self, start: int, count: int) -> np.ndarray:
+        """Codes of the float32 bit patterns start .. start + count, which may not cross the sign bit. No search."""
+        sign = start >> 31
+        starts, codes = self.starts[sign], self.codes[sign]
+        low, infinity = start & 0x7FFFFFFF, 0x7F800000
+        edges = np.concatenate([starts.astype(np.int64), [infinity + 1, 1 << 31]]).clip(low, low + count)
+        values = np.concatenate([codes, self.nan[sign : sign + 1]])
+        return np.repeat(values, np.diff(edges))
+
 
 @pytest.mark.parametrize("name", SMALL)
 def test_decode_of_every_code_equals_reference(name: str) -> None:
@@ -116,16 +126,39 @@ def test_encode_equals_reference_on_every_half_and_many_floats(name: str) -> Non
     expected = IntervalOracle(name)
     for values in (BF16_VALUES, F16_VALUES, wild):
         assert_same_bits(fpsim.encode(values, name), expected(values), name)
+    for start in (0, 0x3F7FF000, 0x7F7FF000, 0x807FF000, 0xFF7FF000):  # the oracle's two readings are one
+        piece = np.arange(start, start + 0x2000, dtype=np.uint32).view(np.float32)
+        assert_same_bits(expected.of_range(start, piece.size), expected(piece), name)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("name", BYTES)
 def test_encode_equals_reference_on_every_float32(name: str, rounding: str) -> None:
     expected = IntervalOracle(name, rounding=rounding)
-    for start in range(0, 1 << 32, 1 << 26):
-        values = np.arange(start, start + (1 << 26), dtype=np.uint32).view(np.float32)
-        assert_same_bits(fpsim.encode(values, name, rounding=rounding), expected(values), name)
+    for start, values in every_float32():
+        got = fpsim.encode(values, name, rounding=rounding)
+        assert_same_bits(got, expected.of_range(start, values.size), name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", ["e4m3", "e5m2", "e4m3fnuz", "e3m2", "e2m1"])
+def test_encode_equals_ml_dtypes_on_every_float32(name: str) -> None:
+    dtype = next(getattr(ml_dtypes, d) for d, n in ML_DTYPES.items() if n == name)
+    expected = IntervalOracle(name, conversion="ml_dtypes")
+    for start, values in every_float32():
+        got = fpsim.encode(values, name, conversion="ml_dtypes")
+        assert_same_bits(got, expected.of_range(start, values.size), name)
+        with np.errstate(all="ignore"):
+            assert_same_bits(got, bits(values.astype(dtype)), name)
+
+
+def every_float32(chunk: int = 1 << 24) -> Iterator[tuple[int, np.ndarray]]:
+    """All 2**32 float32 bit patterns in ascending pieces, with where each piece starts."""
+    for start in range(0, 1 << 32, chunk):
+        yield start, np.arange(start, start + chunk, dtype=np.uint32).view(np.float32)
 
 
 @pytest.mark.parametrize("name", ["bf16", "f16"])
