@@ -219,8 +219,12 @@ def block_scales(
     codes        : uint8 codes in row.scale, one per block, without the axis of the block's elements
     tensor scale : float32 for NVFP4 (one, or one per entry of `sample_axis`, broadcasting against the codes), else None
 
-    Raises ValueError for a scale rule that has no torch version.
+    Raises ValueError for a 2-D block or a scale rule that has no torch version.
     """
+    if row.rows > 1 or not (row.rule == "floor" or (row.rule == "amax" and row.tensor_scale)):
+        raise ValueError(
+            f"{row.name!r} ({row.rows} x {row.block}, rule {row.rule!r}) has no torch version; use fpsim.quantize"
+        )
     axis = axis % x.ndim
     parts = blocked(x, row.block, axis)
     amax = torch.maximum(parts.amax(axis + 1, keepdim=True), -parts.amin(axis + 1, keepdim=True))
@@ -231,14 +235,12 @@ def block_scales(
         codes = field.clamp_(0, 254).masked_fill_(lost, 255).to(torch.uint8)
         codes = codes.squeeze(axis + 1)
         return block_step(codes, None, row, axis), codes, None
-    if row.rule == "amax" and row.tensor_scale:
-        dims = tuple(dim for dim in range(amax.ndim) if dim != sample_axis)
-        whole = amax.masked_fill(lost, 0).amax(dims, keepdim=True) / (row.element.max * row.scale.max)
-        whole.masked_fill_(whole == 0, 1)
-        codes = encode(amax / row.element.max / whole, row.scale).masked_fill_(lost, row.scale.nan_code or 0)
-        codes, whole = codes.squeeze(axis + 1), whole.squeeze(axis + 1)
-        return block_step(codes, whole, row, axis), codes, whole
-    raise ValueError(f"scale rule {row.rule!r} of {row.name!r} has no torch version; use fpsim.quantize")
+    dims = tuple(dim for dim in range(amax.ndim) if dim != sample_axis)
+    whole = amax.masked_fill(lost, 0).amax(dims, keepdim=True) / (row.element.max * row.scale.max)
+    whole.masked_fill_(whole == 0, 1)
+    codes = encode(amax / row.element.max / whole, row.scale).masked_fill_(lost, row.scale.nan_code or 0)
+    codes, whole = codes.squeeze(axis + 1), whole.squeeze(axis + 1)
+    return block_step(codes, whole, row, axis), codes, whole
 
 
 def block_step(codes: Tensor, whole: Tensor | None, row: BlockFormat, axis: int) -> Tensor:
