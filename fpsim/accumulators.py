@@ -2,15 +2,43 @@
 
 Each kind has its meaning in `fpsim.reference` (Python integers) and its kernel in `fpsim._kernels`. An accumulator says
 everything about a dot product except its operand formats: how many products meet in one step, what is dropped when
-they are aligned, when the sum is rounded and to what, and in which order k runs (ascending unless it says otherwise).
-Kinds nest: `Promoted` and `SplitK` wrap another one.
+they are aligned, when the sum is rounded and to what, and in which order k runs (ascending unless it says otherwise;
+any other order is a permutation of K that the caller applies to both operands). Kinds nest: `Promoted` and `SplitK`
+wrap another one.
+
+Three families, by where they round:
+
+- steps: `FusedDot` (exact with fraction_bits=None: Kulisch's accumulator), `TwoStageDot`, `GroupedDot` round once per
+  step. Their overflow is Inf whatever the rounding, and an exact zero is +0, as the instructions do it.
+- chains: `SequentialFma` and `PairwiseTree` round every operation as IEEE 754 does, into any signed float format.
+- integers: `IntegerAccumulator`.
+
+A float accumulator in a format without Inf overflows to NaN, without NaN to its largest value; what `overflow` names in
+`fpsim.rounding` say otherwise. Every NaN result is the engine's one NaN (`fpsim.reference.engine_nan`).
 """
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from fpsim.formats import scalar_format
+from fpsim.rounding import overflow as find_overflow
+from fpsim.rounding import rounding as find_rounding
+
 IntegerOverflow = Literal["wrap", "saturate", "error"]
+IntegerOrder = Literal["ascending", "pairwise"]
 KOrder = Literal["ascending", "mod4-pairs"]
+
+
+def _float_result(kind: str, output: str, rounding: str, overflow: str = "infinity") -> None:
+    """Check what a float accumulator rounds to, and how."""
+    row = scalar_format(output)
+    if row.kind != "float" or not row.signed or not row.zero:
+        raise ValueError(
+            f"{kind}.output is {output!r}; allowed: a signed float format with a zero, such as 'f32', 'f16'"
+        )
+    if find_rounding(rounding).stochastic:
+        raise ValueError(f"{kind}.rounding is {rounding!r}; allowed: a deterministic one, such as 'rne', 'rz'")
+    find_overflow(overflow)
 
 
 def _positive(kind: str, **values: int | None) -> None:
@@ -38,20 +66,42 @@ class FusedDot:
 
     def __post_init__(self) -> None:
         _positive("FusedDot", terms=self.terms, fraction_bits=self.fraction_bits)
+        _float_result("FusedDot", self.output, self.rounding)
 
 
 @dataclass(frozen=True)
 class SequentialFma:
-    """One fused multiply-add per product: c = round(a*b + c). The FP64 and FP32 matrix units.
+    """One multiply-add per product, k by k, every operation rounded to `output` as IEEE 754 does.
 
+    Fused, c = round(a*b + c): the FP64 and FP32 matrix units, a scalar processor. Not fused, c = round(round(a*b) + c).
+
+    output, rounding : any signed float format, any deterministic rounding.
     order : "ascending", or "odd-even": within each pair the odd k first (x86 VDPBF16PS).
     flush : subnormal operands, starts and results count as zeros of their sign (DAZ and FTZ).
+    fused, product : fused=False rounds the product first, to the format `product` ("" for `output`), in the same
+        rounding and overflow.
+    overflow : name of `fpsim.rounding`; "infinity" is IEEE 754, 7.4: a directed rounding that points to the finite side
+        stops at the largest value. "saturate" keeps a narrow accumulator finite.
     """
 
     output: str = "f32"
     rounding: str = "rne"
     order: Literal["ascending", "odd-even"] = "ascending"
     flush: bool = False
+    fused: bool = True
+    product: str = ""
+    overflow: str = "infinity"
+
+    def __post_init__(self) -> None:
+        _float_result("SequentialFma", self.output, self.rounding, self.overflow)
+        if self.order not in ("ascending", "odd-even"):
+            raise ValueError(f"SequentialFma.order is {self.order!r}; allowed: 'ascending', 'odd-even'")
+        if self.fused and self.product:
+            raise ValueError(
+                f"SequentialFma.product is {self.product!r}, but a fused multiply-add does not round its product; "
+                "say fused=False"
+            )
+        _float_result("SequentialFma", self.product or self.output, self.rounding)
 
 
 @dataclass(frozen=True)
@@ -100,55 +150,92 @@ class PairwiseTree:
     """Products rounded to `output`, added pairwise in a tree of `terms`, then to c: every addition rounds.
 
     CDNA2 with flush: subnormal operands and starts become +0, subnormal products and sums zeros of their sign.
+    output, rounding, product, overflow : as in `SequentialFma`.
     """
 
     terms: int
     output: str = "f32"
     flush: bool = False
+    rounding: str = "rne"
+    product: str = ""
+    overflow: str = "infinity"
 
     def __post_init__(self) -> None:
         if self.terms < 1 or self.terms & (self.terms - 1):
             raise ValueError(f"PairwiseTree.terms is {self.terms}; allowed: a power of two")
+        _float_result("PairwiseTree", self.output, self.rounding, self.overflow)
+        _float_result("PairwiseTree", self.product or self.output, self.rounding)
 
 
 @dataclass(frozen=True)
 class Promoted:
-    """An inner accumulator that starts from +0 and is added to an outer one every `every` products.
+    """An inner accumulator that starts from zero and is added to an outer one every `every` products.
 
-    The outer sum starts from c; one IEEE addition (rounding to nearest even, in `output`) per promotion; the remainder
-    of K is promoted last. `order` permutes k within each group of `every` products before the inner accumulator sees
-    it: "mod4-pairs" takes k mod 4 in (0, 1) ascending, then k mod 4 in (2, 3).
+    The outer sum starts from c; one addition per promotion; the remainder of K is promoted last. `order` permutes k
+    within each group of `every` products before the inner accumulator sees it: "mod4-pairs" takes k mod 4 in (0, 1)
+    ascending, then k mod 4 in (2, 3).
 
+    inner : any kind but another wrapper.
+    output, rounding : the outer sum's float format. The inner result is converted to it (to nearest even, where it does
+        not fit) and added by one IEEE addition in that rounding. An integer inner accumulator may be promoted so too.
+    outer : instead, an integer accumulator around an integer one: tiles of `every` products in a narrow inner register,
+        their results in a wider outer one that looks at overflow after every addition (the two levels of AXE,
+        arXiv:2409.17092). `output` is then the outer's.
     operands : format that both operands are converted to, exactly, first ("" as they are).
     scaled : the promotion is a fused multiply-add with a float32 scale per group, outer = (scale_a * scale_b) * inner
         + outer (DeepGEMM).
     """
 
-    inner: "FusedDot"
+    inner: "FusedDot | TwoStageDot | SequentialFma | PairwiseTree | IntegerAccumulator"
     every: int
     output: str = "f32"
     order: KOrder = "ascending"
     operands: str = ""
     scaled: bool = False
+    rounding: str = "rne"
+    outer: "IntegerAccumulator | None" = None
 
     def __post_init__(self) -> None:
         _positive("Promoted", every=self.every)
+        if self.order not in ("ascending", "mod4-pairs"):
+            raise ValueError(f"Promoted.order is {self.order!r}; allowed: 'ascending', 'mod4-pairs'")
+        if isinstance(self.inner, Promoted | SplitK | GroupedDot):
+            raise ValueError(
+                f"Promoted.inner is {self.inner}; allowed: an accumulator that wraps no other, no GroupedDot"
+            )
+        if self.outer is None:
+            _float_result("Promoted", self.output, self.rounding)
+            return
+        if (
+            not isinstance(self.inner, IntegerAccumulator)
+            or self.scaled
+            or self.outer.step != 1
+            or self.outer.step_bits
+        ):
+            raise ValueError(
+                f"Promoted.outer is {self.outer} around {self.inner}; "
+                "allowed: an IntegerAccumulator with step=1 around another one, without scales"
+            )
+        object.__setattr__(self, "output", self.outer.output)
 
 
 @dataclass(frozen=True)
 class SplitK:
     """K cut into `splits` contiguous ranges of ceil(tiles / splits) tiles of `tile` products.
 
-    Each range is its own chain of `inner` from zero; the results are added in ascending order in float32, to nearest
-    even.
+    Each range is its own chain of `inner` from zero; the results are added to c in ascending order: floats in the
+    container of the inner's output (float32) to nearest even, integers with the inner's (or its outer's) bits and
+    overflow.
     """
 
-    inner: "FusedDot | Promoted"
+    inner: "FusedDot | TwoStageDot | SequentialFma | PairwiseTree | Promoted | IntegerAccumulator"
     splits: int
     tile: int = 128
 
     def __post_init__(self) -> None:
         _positive("SplitK", splits=self.splits, tile=self.tile)
+        if isinstance(self.inner, SplitK | GroupedDot):
+            raise ValueError(f"SplitK.inner is {self.inner}; allowed: any kind but SplitK and GroupedDot")
 
     @property
     def output(self) -> str:
@@ -157,29 +244,48 @@ class SplitK:
 
 @dataclass(frozen=True)
 class IntegerAccumulator:
-    """A two's complement accumulator of `bits`, k ascending.
+    """A two's complement accumulator of `bits`.
 
     overflow : "wrap" modulo 2**bits; "saturate" after every addition (hence order matters); "error" raises
         OverflowError naming the first output that leaves the range.
     step : products that are added exactly, among themselves and to the accumulator, before overflow is looked at.
     step_bits : the sum of a step first saturates to this many bits (x86 VPMADDUBSW: pairs, 16).
+    order : "ascending", or "pairwise": the products of a step (a power of two; K is filled up with zeros) meet in a
+        tree of adders, and products, every sum in the tree and the sum with the accumulator each overflow by the rule.
+
+    Results are int32 up to 32 bits, int64 above.
     """
 
     bits: int = 32
     overflow: IntegerOverflow = "wrap"
     step: int = 1
     step_bits: int | None = None
+    order: IntegerOrder = "ascending"
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 32:
-            raise ValueError(f"IntegerAccumulator.bits is {self.bits}; allowed: 2 to 32")
+        if not 2 <= self.bits <= 63:
+            raise ValueError(f"IntegerAccumulator.bits is {self.bits}; allowed: 2 to 63")
         if self.overflow not in ("wrap", "saturate", "error"):
             raise ValueError(f"IntegerAccumulator.overflow is {self.overflow!r}; allowed: wrap, saturate, error")
         _positive("IntegerAccumulator", step=self.step, step_bits=self.step_bits)
+        if self.order not in ("ascending", "pairwise"):
+            raise ValueError(f"IntegerAccumulator.order is {self.order!r}; allowed: ascending, pairwise")
+        if self.order == "pairwise" and (self.step & (self.step - 1) or self.step_bits is not None):
+            raise ValueError(
+                f"a pairwise IntegerAccumulator takes a step that is a power of two and no step_bits, got {self}"
+            )
+
+    @property
+    def low(self) -> int:
+        return -(1 << (self.bits - 1))
+
+    @property
+    def high(self) -> int:
+        return (1 << (self.bits - 1)) - 1
 
     @property
     def output(self) -> str:
-        return "int32"
+        return "int32" if self.bits <= 32 else "int64"
 
 
 Accumulator: TypeAlias = (

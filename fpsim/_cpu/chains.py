@@ -1,91 +1,122 @@
-"""Chains and trees on the CPU: one rounding (or one clamp) per product or addition."""
+"""Chains and trees on the CPU: every product or addition is rounded.
+
+float32 and float64 to nearest even are the machine's own operations; every other format and rounding runs in float64
+with one correct rounding per operation (`_kernels.chain`).
+"""
 
 import numpy as np
 
-from fpsim import certificates
+from fpsim._cpu.plans import narrow_plan, top_exponent
 from fpsim._cpu.rows import Scales, rows
-from fpsim._kernels import products
-from fpsim.accumulators import IntegerAccumulator, PairwiseTree, SequentialFma
-from fpsim.codec import Array, decode
-from fpsim.reference import ENGINE_NAN
+from fpsim._kernels import chain, products
+from fpsim.accumulators import PairwiseTree, SequentialFma
+from fpsim.codec import Array, decode, encode
+from fpsim.formats import Format, container, scalar_format
+from fpsim.reference import engine_nan
 from fpsim.spec import MatmulSpec
 
 
 def sequential(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: SequentialFma, scales: Scales | None) -> None:
     del scales
-    if kind.output not in ("f32", "f64") or kind.rounding != "rne" or (kind.flush and kind.output != "f32"):
-        raise ValueError(f"SequentialFma runs in f32 or f64 with rounding 'rne', flushing in f32 only; got {kind}")
-    dtype = np.dtype(np.float32 if kind.output == "f32" else np.float64)
     x, y = decode(a, spec.a), decode(b, spec.b)
-    if dtype.itemsize < max(x.dtype.itemsize, y.dtype.itemsize):
-        raise ValueError(
-            f"operands {spec.a.name} x {spec.b.name} do not fit a {kind.output} multiplier; use output='f64'"
-        )
-    x, y, total = x.astype(dtype), y.astype(dtype), c.view(dtype)
     if kind.order == "odd-even":
-        pad = x.shape[1] % 2
-        x, y = np.pad(x, ((0, 0), (0, pad))), np.pad(y, ((0, pad), (0, 0)))
         k = np.arange(x.shape[1]) ^ 1
+        k[k == k.size] -= 1  # an odd K leaves its last element in place
         x, y = np.ascontiguousarray(x[:, k]), np.ascontiguousarray(y[k])
+    row, depth = scalar_format(kind.output), a.shape[1]
     if kind.flush:
-        smallest = np.float32(2.0**-126)
-        for array in (x, y, total):
-            array[np.abs(array) < smallest] *= np.float32(0)
-        rows(lambda i, j: products.sequential_fma_flush(x, y, smallest, total, i, j), c, a.shape[1])
+        flush(x, spec.a.smallest_normal)
+        flush(y, spec.b.smallest_normal)
+    if not native(x, y, kind):
+        x, y = float64_operands(x, y, spec)
+        to = narrow_plan(kind.output, kind.rounding, kind.overflow, flush=kind.flush)
+        down, total = kind.rounding == "rd", start_values(c, row)
+        if kind.flush:
+            flush(total, row.smallest_normal)
+        if kind.fused:
+            rows(lambda i, j: chain.fused(x, y, down, to, total, i, j), c, depth)
+        else:
+            product = narrow_plan(kind.product or kind.output, kind.rounding, kind.overflow, flush=kind.flush)
+            rows(lambda i, j: chain.unfused(x, y, down, product, to, total, i, j), c, depth)
+        finish(total, row, c)
+        return
+    dtype = np.dtype(row.value_dtype)
+    x, y, total = x.astype(dtype, copy=False), y.astype(dtype, copy=False), c.view(dtype)
+    smallest = dtype.type(row.smallest_normal if kind.flush else 0)
+    if kind.flush:
+        flush(total, row.smallest_normal)
+    if not kind.fused:
+        rows(lambda i, j: products.sequential_multiply_add(x, y, smallest, total, i, j), c, depth)
+    elif kind.flush:
+        rows(lambda i, j: products.sequential_fma_flush(x, y, smallest, total, i, j), c, depth)
     else:
-        rows(lambda i, j: products.sequential_fma(x, y, total, i, j), c, a.shape[1])
-    c[np.isnan(total)] = np.array(ENGINE_NAN[kind.output], np.uint64).astype(c.dtype)
+        rows(lambda i, j: products.sequential_fma(x, y, total, i, j), c, depth)
+    c[np.isnan(total)] = np.array(engine_nan(row), np.uint64).astype(c.dtype)
 
 
 def pairwise(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: PairwiseTree, scales: Scales | None) -> None:
     del scales
-    x, y, total = decode(a, spec.a), decode(b, spec.b), c.view(np.float32)
-    if kind.output != "f32" or x.dtype != np.float32 or y.dtype != np.float32:
-        raise ValueError(f"PairwiseTree adds in f32, got {spec.a.name} x {spec.b.name} into {kind.output}")
-    pad = -x.shape[1] % kind.terms
+    row, depth = scalar_format(kind.output), a.shape[1]
+    pad = -depth % kind.terms
+    x, y = decode(a, spec.a), decode(b, spec.b)
     x, y = np.pad(x, ((0, 0), (0, pad))), np.pad(y, ((0, pad), (0, 0)))
     if kind.flush:
-        x[np.abs(x) < np.float32(spec.a.smallest_normal)] = 0
-        y[np.abs(y) < np.float32(spec.b.smallest_normal)] = 0
-        total[np.abs(total) < np.float32(2.0**-126)] = 0
-    smallest = np.float32(2.0**-126 if kind.flush else 0)
-    rows(lambda i, j: products.pairwise_tree(x, y, kind.terms, smallest, total, i, j), c, a.shape[1])
-    c[np.isnan(total)] = ENGINE_NAN["f32"]
+        x[np.abs(x) < spec.a.smallest_normal] = 0
+        y[np.abs(y) < spec.b.smallest_normal] = 0
+    if native(x, y, kind) and kind.output == "f32":
+        total = c.view(np.float32)
+        smallest = np.float32(row.smallest_normal if kind.flush else 0)
+        if kind.flush:
+            total[np.abs(total) < smallest] = 0
+        rows(lambda i, j: products.pairwise_tree(x, y, kind.terms, smallest, total, i, j), c, depth)
+        c[np.isnan(total)] = engine_nan(row)
+        return
+    x, y = float64_operands(x, y, spec)
+    to = narrow_plan(kind.output, kind.rounding, kind.overflow, flush=kind.flush)
+    product = narrow_plan(kind.product or kind.output, kind.rounding, kind.overflow, flush=kind.flush)
+    total = start_values(c, row)
+    if kind.flush:
+        total[np.abs(total) < row.smallest_normal] = 0
+    rows(lambda i, j: chain.tree(x, y, kind.terms, kind.rounding == "rd", product, to, total, i, j), c, depth)
+    finish(total, row, c)
 
 
-def integer(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: IntegerAccumulator, scales: Scales | None) -> None:
-    del scales
-    if spec.a.kind != "int" or spec.b.kind != "int" or spec.a.bias or spec.b.bias:
-        raise ValueError(f"an IntegerAccumulator takes integer operands, got {spec.a.name} x {spec.b.name}")
-    low, high = -(1 << (kind.bits - 1)), (1 << (kind.bits - 1)) - 1
-    if kind.overflow == "wrap" and kind.step_bits is None:
-        rows(lambda i, j: products.integer_wrap(a, b, c, i, j), c, a.shape[1])
-        if kind.bits < 32:
-            c[...] = ((c.astype(np.int64) - low) & ((1 << kind.bits) - 1)) + low
-        return
-    if c.min() < low or c.max() > high:
-        raise ValueError(f"c leaves the range of the {kind.bits}-bit accumulator ({low} to {high})")
-    if kind.step_bits is None and certificates.holds(a, b, c, kind):  # no sum leaves the range: order does not matter
-        rows(lambda i, j: products.integer_wrap(a, b, c, i, j), c, a.shape[1])
-        return
-    largest = max(abs(spec.a.min), spec.a.max) * max(abs(spec.b.min), spec.b.max)
-    if kind.overflow == "saturate" and kind.step == 1 and kind.step_bits is None and largest + high < 2**31:
-        rows(lambda i, j: products.integer_saturate(a, b, low, high, c, i, j), c, a.shape[1])
-        return
-    step_bits = kind.step_bits or 63
-    plan = products.Integer(
-        low=low,
-        high=high,
-        overflow=("wrap", "saturate", "error").index(kind.overflow),
-        step=kind.step,
-        step_low=-(1 << (step_bits - 1)),
-        step_high=(1 << (step_bits - 1)) - 1,
-    )
-    failed = np.full((c.shape[0], 3), -1, np.int64)
-    rows(lambda i, j: products.integer_wide(a, b, plan, c, failed, i, j), c, a.shape[1])
-    if (failed[:, 0] >= 0).any():
-        i = int(np.argmax(failed[:, 0] >= 0))
-        j, k, total = (int(v) for v in failed[i])
-        raise OverflowError(
-            f"output [{i}, {j}] reaches {total} at k = {k}, outside the {kind.bits}-bit accumulator ({low} to {high})"
+def native(x: Array, y: Array, kind: SequentialFma | PairwiseTree) -> bool:
+    """Whether the machine's own float32 or float64 operations are the accumulator's."""
+    same = kind.product in ("", kind.output) and kind.rounding == "rne" and kind.overflow == "infinity"
+    return same and (kind.output == "f64" or (kind.output == "f32" and x.dtype == y.dtype == np.float32))
+
+
+def float64_operands(x: Array, y: Array, spec: MatmulSpec) -> tuple[Array, Array]:
+    """Operands in float64, where their products are exact; ValueError if they are not."""
+    significant, ranges = 0, True
+    for row in (spec.a, spec.b):
+        significant += row.precision if row.kind != "codebook" else 24
+        ranges = ranges and (row.kind != "float" or (row.minimum_exponent > -300 and top_exponent(row) < 300))
+    if significant > 53 or not ranges:
+        raise ValueError(
+            f"products of {spec.a.name} x {spec.b.name} are not exact in float64, in which this accumulator runs; "
+            "allowed: at most 53 significant bits together, or an f64 accumulator to nearest even"
         )
+    with np.errstate(invalid="ignore"):  # a signalling NaN is as good as a quiet one
+        return x.astype(np.float64, copy=False), y.astype(np.float64, copy=False)
+
+
+def start_values(c: Array, row: Format) -> Array:
+    """Container codes of `row` as float64 values."""
+    held = container(row)
+    with np.errstate(invalid="ignore"):
+        return decode(c.view(held.code_dtype), held).astype(np.float64)
+
+
+def finish(total: Array, row: Format, c: Array) -> None:
+    """float64 values on the grid of `row` -> their container codes, in c."""
+    held = container(row)
+    codes = encode(total, held, conversion="ocp-nonsat")
+    codes[np.isnan(total)] = engine_nan(held)
+    c[...] = codes.view(c.dtype)
+
+
+def flush(x: Array, smallest: float) -> None:
+    """Everything below `smallest` becomes a zero of its sign, in place."""
+    x[np.abs(x) < smallest] *= 0

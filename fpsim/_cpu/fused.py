@@ -1,11 +1,9 @@
-"""Fused dot products on the CPU, and what wraps them: promotions and split K.
+"""Fused dot products on the CPU.
 
 A fused dot product runs as vector code (`_kernels.vector`) where that is exact, and output by output
 (`_kernels.accumulate`) where it is not: operands with Inf or NaN, exponents that float32 cannot scale, formats or
 accumulators outside its limits. Both compute the same bits.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 
@@ -15,10 +13,10 @@ from fpsim._cpu.steps import exact
 from fpsim._kernels import products, vector
 from fpsim._kernels.accumulate import INFINITE, NAN, ZERO
 from fpsim._operands import unpack
-from fpsim.accumulators import FusedDot, Promoted, SplitK
-from fpsim.codec import Array, decode, encode
-from fpsim.formats import Format, container, scalar_format
-from fpsim.reference import ENGINE_NAN, split_ranges
+from fpsim.accumulators import FusedDot
+from fpsim.codec import Array, decode
+from fpsim.formats import scalar_format
+from fpsim.reference import ENGINE_NAN
 from fpsim.spec import MatmulSpec
 
 
@@ -114,63 +112,3 @@ def fused(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: FusedDot, scales
         exact(a, b, c, spec, kind)
     else:
         FusedProduct(a, b, spec, kind, scales).run(c, 0, a.shape[1])
-
-
-def promoted(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: Promoted, scales: Scales | None) -> None:
-    held = container(kind.output)
-    if held.name not in ("f32", "f16") or container(kind.inner.output) != held:
-        raise ValueError(f"Promoted adds float32 or float16 sums of the same kind, got {kind}")
-    if kind.inner.terms is None or kind.every % kind.inner.terms or kind.inner.fraction_bits is None:
-        raise ValueError(f"Promoted.every ({kind.every}) must be a multiple of the inner terms, which truncate: {kind}")
-    if kind.scaled and scales is None:
-        raise ValueError("this engine scales every promotion: a_scale (M, groups) and b_scale (groups, N) are needed")
-    if kind.operands:
-        a, b = _converted(a, spec.a, kind.operands), _converted(b, spec.b, kind.operands)
-        spec = MatmulSpec(kind.operands, kind.operands, spec.accumulator, spec.out)
-    a, b = _reorder(a, b, kind)
-    product = FusedProduct(a, b, spec, kind.inner)
-    for group, start in enumerate(range(0, a.shape[1], kind.every)):
-        part = np.zeros_like(c)
-        product.run(part, start, min(start + kind.every, a.shape[1]))
-        if kind.scaled and scales is not None:
-            with np.errstate(all="ignore"):
-                scale = scales[0][:, group, None] * scales[1][None, group]
-            value = c.view(np.float32)
-            products.fma_into(scale, part.view(np.float32), value, 0, c.shape[0])
-            c[np.isnan(value)] = ENGINE_NAN["f32"]
-        else:
-            _add(c, part, held)
-
-
-def _converted(codes: Array, row: Format, target: str) -> Array:
-    return encode(decode(codes, row), target, conversion="ocp-nonsat")
-
-
-def _reorder(a: Array, b: Array, kind: Promoted) -> tuple[Array, Array]:
-    """k in the order in which the inner accumulator sees it, K padded with zeros to whole groups."""
-    if kind.order == "ascending":
-        return a, b
-    pad = -a.shape[1] % kind.every
-    a, b = np.pad(a, ((0, 0), (0, pad))), np.pad(b, ((0, pad), (0, 0)))
-    group = np.arange(kind.every)
-    order = np.concatenate([group[group % 4 < 2], group[group % 4 >= 2]])
-    k = (np.arange(0, a.shape[1], kind.every)[:, None] + order).reshape(-1)
-    return np.ascontiguousarray(a[:, k]), np.ascontiguousarray(b[k])
-
-
-def split_k(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: SplitK, scales: Scales | None) -> None:
-    run: Callable[..., None] = promoted if isinstance(kind.inner, Promoted) else fused
-    for start, stop in split_ranges(a.shape[1], kind.splits, kind.tile):
-        part = np.zeros_like(c)
-        piece_a, piece_b = np.ascontiguousarray(a[:, start:stop]), np.ascontiguousarray(b[start:stop])
-        run(piece_a, piece_b, part, spec, kind.inner, scales)
-        _add(c, part, container(kind.output))
-
-
-def _add(total: Array, part: Array, held: Format) -> None:
-    """IEEE addition of two arrays of float bit patterns, in place; NaN is the engine's."""
-    dtype = f"f{held.bits // 8}"
-    value = total.view(dtype)
-    with np.errstate(all="ignore"):
-        np.add(value, part.view(dtype), out=value)
-    total[np.isnan(value)] = ENGINE_NAN[held.name]

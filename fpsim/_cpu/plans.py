@@ -2,11 +2,14 @@
 
 import numpy as np
 
-from fpsim._kernels import vector
+from fpsim._kernels import chain, vector
 from fpsim._kernels.accumulate import NO_FLOOR, Fused, Sum
 from fpsim.accumulators import FusedDot
+from fpsim.codec import decode, float_target
 from fpsim.formats import Format, container, scalar_format
 from fpsim.reference import ENGINE_NAN
+from fpsim.rounding import conversion as find_conversion
+from fpsim.rounding import overflow as find_overflow
 from fpsim.rounding import rounding as find_rounding
 
 
@@ -45,6 +48,39 @@ def sum_plan(output: str, rounding: str) -> Sum:
         infinity=held.infinity_code or 0,
         nan=ENGINE_NAN[held.name],
         sign_bit=held.sign_bit,
+    )
+
+
+def narrow_plan(output: str, rounding: str, overflow: str = "infinity", *, flush: bool = False) -> chain.Narrow:
+    """The grid that a chain's results are rounded to; ValueError for a format that float64 cannot emulate."""
+    row, how = scalar_format(output), find_rounding(rounding)
+    lowest = row.minimum_exponent + 1023
+    if row.mantissa_bits > 50 or row.exponent_bits > 10 or lowest <= row.mantissa_bits:
+        raise ValueError(
+            f"rounding to {output!r} ({rounding}) is not available on this backend: allowed are formats of at most 50 "
+            "mantissa and 10 exponent bits, f64 only with 'rne'; backend='reference' computes it slowly"
+        )
+    target = float_target(row, how, find_overflow(overflow), find_conversion("ocp-nonsat"))
+    limits = (target.overflow, target.negative_overflow, target.infinity, target.negative_infinity)
+    values = decode(np.array([code << row.shift for code in limits], row.code_dtype), row).tolist()
+    name = how.name
+    return chain.Narrow(
+        mantissa_bits=row.mantissa_bits,
+        lowest=lowest,
+        nearest=-1 if name in ("rne", "rna", "rnz") else 0,
+        tie=0 if name == "rna" else 1,
+        even=1 if name == "rne" else 0,
+        up=-1 if name == "ru" else 0,
+        down=-1 if name == "rd" else 0,
+        odd=1 if name == "rodd" else 0,
+        largest=row.max,
+        overflow=values[0],
+        negative_overflow=values[1],
+        infinity=values[2],
+        negative_infinity=values[3],
+        smallest=row.smallest_normal if flush else 0.0,
+        zero=0.0 if row.nan == "negative-zero" else -0.0,
+        nan=row.max if row.nan_code is None else np.nan,
     )
 
 

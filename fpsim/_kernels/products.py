@@ -70,8 +70,8 @@ def grouped(a, fa, ea, b, fb, eb, plan, out, start, stop):
 
 @kernel
 def flush_to_zero(x, smallest):
-    """A float below the smallest normal one as a zero of its sign."""
-    return x * np.float32(0) if abs(x) < smallest else x
+    """A float below the smallest normal one as a zero of its sign. `smallest` has the type of x."""
+    return x * (smallest - smallest) if abs(x) < smallest else x
 
 
 @kernel
@@ -104,6 +104,16 @@ def sequential_fma_flush(a, b, smallest, out, start, stop):
 
 
 @kernel
+def sequential_multiply_add(a, b, smallest, out, start, stop):
+    """out[i, :] = round(round(a[i, k] * b[k, :]) + out[i, :]), k ascending; everything below `smallest` is flushed."""
+    for i in range(start, stop):
+        for k in range(a.shape[1]):
+            x = a[i, k]
+            for j in range(b.shape[1]):
+                out[i, j] = flush_to_zero(flush_to_zero(x * b[k, j], smallest) + out[i, j], smallest)
+
+
+@kernel
 def fma_into(scale, x, out, start, stop):
     """out = scale * x + out, element by element."""
     for i in range(start, stop):
@@ -132,6 +142,16 @@ def integer_wrap(a, b, out, start, stop):
 
 
 @kernel
+def integer_wrap_wide(a, b, out, start, stop):
+    """The same modulo 2**64, int64."""
+    for i in range(start, stop):
+        for k in range(a.shape[1]):
+            x = np.int64(a[i, k])
+            for j in range(b.shape[1]):
+                out[i, j] += x * np.int64(b[k, j])
+
+
+@kernel
 def integer_saturate(a, b, low, high, out, start, stop):
     """The same, clamped to low .. high after every addition. Sums must fit int32 before the clamp."""
     least, most = np.int32(low), np.int32(high)
@@ -145,24 +165,48 @@ def integer_saturate(a, b, low, high, out, start, stop):
 
 
 @kernel
+def settle(total, kind, failed, i, j, k):
+    """A sum after overflow has been looked at; `failed` notes per row the first output and k out of range."""
+    if kind.low <= total <= kind.high:
+        return total
+    if kind.overflow == ERROR and failed[i, 0] < 0:
+        failed[i, 0], failed[i, 1], failed[i, 2] = j, k, total
+    if kind.overflow == WRAP:
+        return ((total - kind.low) & (kind.high - kind.low)) + kind.low
+    return min(max(total, kind.low), kind.high)
+
+
+@kernel
 def integer_wide(a, b, kind, out, failed, start, stop):
-    """Any integer accumulator, in int64; `failed` notes per row the first output and k out of range."""
+    """Any ascending integer accumulator, in int64."""
     depth = a.shape[1]
     for i in range(start, stop):
         for j in range(b.shape[1]):
             total = np.int64(out[i, j])
             for k in range(0, depth, kind.step):
                 part = np.int64(0)
-                for t in range(k, min(k + kind.step, depth)):
+                last = min(k + kind.step, depth)
+                for t in range(k, last):
                     part += np.int64(a[i, t]) * np.int64(b[t, j])
-                total += min(max(part, kind.step_low), kind.step_high)
-                if total < kind.low or total > kind.high:
-                    if kind.overflow == ERROR:
-                        if failed[i, 0] < 0:
-                            failed[i, 0], failed[i, 1], failed[i, 2] = j, min(k + kind.step, depth) - 1, total
-                        break
-                    if kind.overflow == SATURATE:
-                        total = min(max(total, kind.low), kind.high)
-                    else:
-                        total = ((total - kind.low) & (kind.high - kind.low)) + kind.low
-            out[i, j] = min(max(total, kind.low), kind.high)
+                total = settle(total + min(max(part, kind.step_low), kind.step_high), kind, failed, i, j, last - 1)
+            out[i, j] = total
+
+
+@kernel
+def integer_tree(a, b, kind, out, failed, start, stop):
+    """Trees of `step` products, every addition looked at; K is a multiple."""
+    part = np.empty(kind.step, np.int64)
+    for i in range(start, stop):
+        for j in range(b.shape[1]):
+            total = np.int64(out[i, j])
+            for k in range(0, a.shape[1], kind.step):
+                last = k + kind.step - 1
+                for t in range(kind.step):
+                    part[t] = settle(np.int64(a[i, k + t]) * np.int64(b[k + t, j]), kind, failed, i, j, last)
+                width = kind.step
+                while width > 1:
+                    width //= 2
+                    for t in range(width):
+                        part[t] = settle(part[2 * t] + part[2 * t + 1], kind, failed, i, j, last)
+                total = settle(total + part[0], kind, failed, i, j, last)
+            out[i, j] = total

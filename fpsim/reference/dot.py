@@ -7,6 +7,7 @@ from fpsim.accumulators import (
     Accumulator,
     FusedDot,
     GroupedDot,
+    IntegerAccumulator,
     PairwiseTree,
     Promoted,
     SequentialFma,
@@ -14,10 +15,10 @@ from fpsim.accumulators import (
     TwoStageDot,
 )
 from fpsim.formats import container
-from fpsim.reference.chains import fma_chain, integer_chain, tree_chain
+from fpsim.reference.chains import fma_chain, integer_chain, settle_integer, tree_chain
 from fpsim.reference.numbers import Number, decode, encode
 from fpsim.reference.steps import fused_chain, grouped_chain, two_stage_chain
-from fpsim.reference.sums import add, multiply_add
+from fpsim.reference.sums import add, ieee_result, multiply, multiply_add
 from fpsim.spec import MatmulSpec
 
 
@@ -26,19 +27,36 @@ def _promoted(
 ) -> int:
     if kind.operands:
         pairs = [(_converted(a, kind.operands), _converted(b, kind.operands)) for a, b in pairs]
+    held, of_inner = container(kind.output), container(kind.inner.output)
     for start in range(0, len(pairs), kind.every):
         group = list(pairs[start : start + kind.every])
         if kind.order == "mod4-pairs":
             zero = Number("finite")
             group += [(zero, zero)] * (-len(group) % kind.every)
             group = [p for i, p in enumerate(group) if i % 4 < 2] + [p for i, p in enumerate(group) if i % 4 >= 2]
-        inner = fused_chain(group, 0, kind.inner)
+        inner = accumulate(group, 0, kind.inner)
+        if kind.outer is not None:
+            c = settle_integer(c + inner, kind.outer)
+            continue
+        converted = decode(ieee_result(decode(inner, of_inner), "rne", kind.output), held)
         if kind.scaled:
             scale_a, scale_b = scales[start // kind.every]
-            scale = decode(multiply_add(scale_a, scale_b, Number("finite", True), "rne", kind.output), kind.output)
-            c = multiply_add(scale, decode(inner, kind.output), decode(c, kind.output), "rne", kind.output)
+            scale = decode(multiply(scale_a, scale_b, "rne", "f32"), "f32")
+            c = multiply_add(scale, converted, decode(c, held), kind.rounding, kind.output)
         else:
-            c = add(c, inner, kind.output)
+            c = add(decode(c, held), converted, kind.rounding, kind.output)
+    return c
+
+
+def _split(pairs: Sequence[tuple[Number, Number]], c: int, kind: SplitK) -> int:
+    held = container(kind.output)
+    register = kind.inner.outer if isinstance(kind.inner, Promoted) and kind.inner.outer else kind.inner
+    for start, stop in split_ranges(len(pairs), kind.splits, kind.tile):
+        part = accumulate(pairs[start:stop], 0, kind.inner)
+        if isinstance(register, IntegerAccumulator):
+            c = settle_integer(c + part, register)
+        else:
+            c = add(decode(c, held), decode(part, held), "rne", held.name)
     return c
 
 
@@ -82,9 +100,7 @@ def accumulate(
     if isinstance(kind, Promoted):
         return _promoted(pairs, c, kind, scales)
     if isinstance(kind, SplitK):
-        for start, stop in split_ranges(len(pairs), kind.splits, kind.tile):
-            c = add(c, accumulate(pairs[start:stop], 0, kind.inner), kind.output)
-        return c
+        return _split(pairs, c, kind)
     return integer_chain(pairs, c, kind)
 
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 from fpsim.accumulators import FusedDot, GroupedDot, TwoStageDot
 from fpsim.formats import container, scalar_format
 from fpsim.reference.numbers import Number, decode, floor_log2
-from fpsim.reference.sums import ENGINE_NAN, ONE, round_sum, special_sum
+from fpsim.reference.sums import ONE, engine_nan, round_sum, special_sum
 
 
 def fused_step(products: Sequence[tuple[Number, Number]], c: Number, kind: FusedDot) -> int:
@@ -112,7 +112,7 @@ def grouped_chain(
             if any(a.significand and b.significand for a, b in group) and scale_a.significand and scale_b.significand:
                 exponents.append(scale_a.exponent + scale_b.exponent)
         if nan or number.kind != "finite":
-            c = ENGINE_NAN[held.name] if nan else c
+            c = engine_nan(held) if nan else c
             continue
         if kind.zero_exponent is not None:
             exponents.append(kind.zero_exponent)

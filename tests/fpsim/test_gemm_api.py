@@ -63,6 +63,16 @@ def test_output_formats_are_one_more_rounding(out: str) -> None:
     assert_same_bits(got.view(f"u{got.itemsize}"), want.view({1: torch.uint8, 2: torch.uint16}[got.itemsize]).numpy())
 
 
+def test_results_in_formats_without_a_float_type_are_codes() -> None:
+    a, b = codes((4, 96)), codes((96, 3), 1)
+    wide = fpsim.matmul(a, b, SPEC)
+    for out, dtype in (("e3m2", ml_dtypes.float6_e3m2fn), ("ue5m3", np.uint8), ("int5", np.int8)):
+        got = fpsim.matmul(a, b, fpsim.MatmulSpec("e4m3", "e4m3", SPEC.accumulator, out))
+        assert got.dtype == dtype
+        want = fpsim.encode(wide, out, conversion="ocp-nonsat")
+        assert_same_bits(got.view(want.dtype), want)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -128,8 +138,8 @@ def test_errors_say_what_to_do() -> None:
         fpsim.matmul(a.view(np.int8), b.view(np.int8), fpsim.MatmulSpec("int8", "int8", FusedDot(32, 13)))
     with pytest.raises(ValueError, match="do not fit a 63-bit sum"):
         fpsim.matmul(a, b, fpsim.MatmulSpec("e4m3", "e4m3", FusedDot(32, 60)))
-    with pytest.raises(ValueError, match="matmul has no array type for out='e3m2'"):
-        fpsim.matmul(a, b, fpsim.MatmulSpec("e4m3", "e4m3", SPEC.accumulator, "e3m2"))
+    with pytest.raises(ValueError, match="does not round to 'f32' exactly; take out='int64'"):
+        fpsim.matmul(a.view(np.int8), b.view(np.int8), fpsim.MatmulSpec("int8", "int8", IntegerAccumulator(60), "f32"))
     with pytest.raises(ValueError, match="x has 4 channels and w is"):
         fpsim.conv2d(codes((1, 4, 5, 5)), codes((2, 3, 3, 3)), SPEC)
     with pytest.raises(ValueError, match="stride is 0; allowed: 1 or more"):
