@@ -21,10 +21,11 @@ import numpy.typing as npt
 
 from fpsim._names import unknown
 from fpsim.engines import engine
+from fpsim.spec import MatmulSpec
 
 Array = npt.NDArray[Any]
 
-_SOURCE = Path(__file__).with_name("probes.c")
+_SOURCE = Path(__file__).parent / "probes" / "cpu.c"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,9 @@ class Probe:
     def symbol(self) -> str:
         return self.engine.partition("/")[2]
 
+
+#: products of one comparison: some executions of every instruction, one after the other
+DEPTH = 24
 
 #: engine name -> probe
 PROBES: dict[str, Probe] = {
@@ -66,6 +70,18 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(lines[0].partition(":")[2].split()) if lines else frozenset()
 
 
+@cache
+def model() -> str:
+    """What the CPU calls itself: its brand, family and model, which tell the core where the brand does not."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return platform.machine()
+    pairs = [line.partition(":") for line in path.read_text().splitlines()]
+    fields = {key.strip(): value.strip() for key, _, value in pairs}
+    name, family, number = (fields.get(key, "?") for key in ("model name", "cpu family", "model"))
+    return f"{name}, family {family} model {number}"
+
+
 def missing(name: str) -> str | None:
     """Why the instruction behind engine `name` cannot run here; None if it can."""
     probe = PROBES.get(name)
@@ -81,24 +97,30 @@ def missing(name: str) -> str | None:
     return None
 
 
-def run(name: str, a: Array, b: Array, c: Array) -> Array:
-    """c + a @ b by the CPU's own instruction: codes a (M, K), b (K, N), values c (M, N); any K (zeros are appended).
+def spec(name: str) -> MatmulSpec:
+    """The emulator of engine `name`."""
+    probe = PROBES[name]
+    return engine(name, probe.a, probe.b)
 
-    Raises RuntimeError where the instruction is missing.
+
+def run(name: str, a: Array, b: Array, c: Array) -> Array:
+    """c + a @ b by the CPU's own instruction: codes a (T, M, K), b (T, K, N), values c (T, M, N).
+
+    Any K: zeros are appended. Raises RuntimeError where the instruction is missing.
     """
     reason = missing(name)
     if reason:
         raise RuntimeError(f"{name} cannot run: {reason}")
-    probe = PROBES[name]
-    spec = engine(name, probe.a, probe.b)
-    pad = -a.shape[1] % probe.step
-    x = np.ascontiguousarray(np.pad(a, ((0, 0), (0, pad))), dtype=spec.a.code_dtype)
-    y = np.ascontiguousarray(np.pad(b, ((0, pad), (0, 0))).T, dtype=spec.b.code_dtype)
+    probe, emulator = PROBES[name], spec(name)
+    pad = -a.shape[-1] % probe.step
+    x = np.ascontiguousarray(np.pad(a, ((0, 0), (0, 0), (0, pad))), dtype=emulator.a.code_dtype)
+    y = np.ascontiguousarray(np.pad(b, ((0, 0), (0, pad), (0, 0))).transpose(0, 2, 1), dtype=emulator.b.code_dtype)
     out = np.array(c, order="C")
     function = getattr(_library(), probe.symbol)
     function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3
     function.restype = None
-    function(x.ctypes.data, y.ctypes.data, out.ctypes.data, *out.shape, x.shape[1])
+    for left, right, result in zip(x, y, out, strict=True):
+        function(left.ctypes.data, right.ctypes.data, result.ctypes.data, *result.shape, x.shape[-1])
     return out
 
 

@@ -1,67 +1,22 @@
-"""Raw tensor core instructions of the NVIDIA GPU this runs on: `probes.cu`, compiled at run time by NVRTC through cupy.
+"""Tensor core instructions of the NVIDIA GPU this runs on: the probes, compiled at run time by NVRTC through cupy.
 
-One launch runs many independent tiles; `run` takes a batch of them. An architecture that is not here is not pretended:
-`missing` says so. Each instruction is one step of a GEMM, K as in the table; long K is for the library tests.
+One launch runs many independent tiles; operands and results stay on the GPU. An architecture that is not here is not
+pretended: `missing` says so. Each instruction is one step of a GEMM; long K is for `fpsim.silicon.library`.
 """
 
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fpsim._names import unknown
+from fpsim.silicon import source
+from fpsim.silicon.inputs import PARTS, Stream, Tiles, finish, shapes, table
+from fpsim.silicon.instructions import ARCHITECTURES, Instruction, instructions
+from fpsim.spec import MatmulSpec
 
-Array = npt.NDArray[Any]
-
-_SOURCE = Path(__file__).with_name("probes.cu")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probe:
-    """One instruction. `capability` is the compute capability (major, minor) whose arithmetic the engine describes."""
-
-    engine: str
-    operand: str
-    symbol: str
-    rows: int
-    k: int
-    capability: tuple[int, int]
-
-    @property
-    def name(self) -> str:
-        return f"{self.engine} {self.operand}"
-
-
-_K = {"f16": 16, "bf16": 16, "tf32": 8, "e4m3": 32, "e5m2": 32}
-_ARCHITECTURES = {
-    "ampere/mma": ((8, 0), ("f16", "bf16", "tf32")),
-    "ada/mma": ((8, 9), ("f16", "bf16", "tf32", "e4m3", "e5m2")),
-    "hopper/mma": ((9, 0), ("f16", "bf16", "tf32", "e4m3", "e5m2")),
-    "hopper/wgmma": ((9, 0), ("f16", "bf16", "tf32", "e4m3", "e5m2")),
-    "blackwell/mma": ((10, 0), ("f16", "bf16", "tf32", "e4m3", "e5m2")),
-    "rtx-blackwell/mma": ((12, 0), ("f16", "bf16", "tf32", "e4m3", "e5m2")),
-}
-
-#: "engine operand" -> probe
-PROBES: dict[str, Probe] = {
-    probe.name: probe
-    for engine, (capability, operands) in _ARCHITECTURES.items()
-    for probe in (
-        Probe(
-            engine=engine,
-            operand=operand,
-            symbol=f"{engine.partition('/')[2]}_{operand}",
-            rows=64 if engine.endswith("wgmma") else 16,
-            k=_K[operand],
-            capability=capability,
-        )
-        for operand in operands
-    )
-}
+Device = Any  #: a cupy array
 
 
 @cache
@@ -80,49 +35,105 @@ def capability() -> tuple[int, int] | None:
     return int(digits[:-1]), int(digits[-1])
 
 
+def device_name() -> str:
+    """What the driver calls the first GPU."""
+    import cupy
+
+    name: str = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    return name
+
+
 def missing(name: str) -> str | None:
-    """Why probe `name` cannot run here; None if it can."""
-    probe = PROBES.get(name)
-    if probe is None:
-        raise unknown("GPU probe", name, PROBES)
+    """Why the instruction called `name` cannot run here; None if it can. Raises ValueError for an unknown name."""
+    row = instructions().get(name)
+    if row is None:
+        raise unknown("instruction", name, instructions())
     here = capability()
     if here is None:
         return "no NVIDIA GPU, or no cupy (pip install 'fpsim[cuda]')"
-    if here != probe.capability:
-        return f"this GPU has compute capability {here[0]}.{here[1]}, {probe.engine} is {probe.capability}"
+    wanted = ARCHITECTURES[row.architecture].capabilities
+    if here not in wanted:
+        listed = " or ".join(f"{major}.{minor}" for major, minor in wanted)
+        return f"this GPU has compute capability {here[0]}.{here[1]}, {row.architecture} is {listed}"
+    if row.cuda and _nvrtc_version() < row.cuda:
+        return f"NVRTC {'.'.join(map(str, _nvrtc_version()))} does not know it, {'.'.join(map(str, row.cuda))} does"
     return None
 
 
-def run(name: str, a: Array, b: Array, c: Array) -> Array:
-    """c + a @ b of a batch of tiles by the GPU: codes a (T, rows, k), b (T, k, 8), float32 c (T, rows, 8).
+def draw(spec: MatmulSpec, tiles: Tiles, stream: Stream) -> dict[str, Device]:
+    """Part -> array on the GPU, the same values as `fpsim.silicon.inputs.draw`."""
+    import cupy
+
+    found = {}
+    for part, shape in shapes(spec, tiles).items():
+        entries, dtype = table(spec, part, stream)
+        out = cupy.empty(shape, dtype)
+        pool = np.uint64(0) if entries is None else _on_device(spec, part, stream.seed, stream.kind)
+        key = np.uint64(stream.key(PARTS.index(part)))
+        _generator().get_function(f"draw_{dtype.itemsize}")((1024,), (256,), (key, np.uint64(out.size), pool, out))
+        found[part] = out
+    return finish(spec, stream.kind, found)
+
+
+def run(row: Instruction, arrays: dict[str, Device]) -> Device:
+    """d = a b + c of a batch of tiles, on the GPU.
+
+    arrays : as `draw` gives them: a (T, rows, k), b (T, columns, k), c (T, rows, columns), with a_scale and b_scale
+        for block-scaled instructions.
 
     Raises RuntimeError where the instruction is missing, ValueError for other shapes.
     """
-    reason = missing(name)
+    reason = missing(row.name)
     if reason:
-        raise RuntimeError(f"{name} cannot run: {reason}")
-    probe = PROBES[name]
-    tiles = len(a)
-    if a.shape[1:] != (probe.rows, probe.k) or b.shape != (tiles, probe.k, 8) or c.shape != (tiles, probe.rows, 8):
-        raise ValueError(f"{name} takes tiles of {probe.rows} x {probe.k} and {probe.k} x 8, got {a.shape}, {b.shape}")
+        raise RuntimeError(f"{row.name} cannot run: {reason}")
     import cupy
 
-    left = cupy.asarray(np.ascontiguousarray(a).view(np.uint8))
-    right = cupy.asarray(np.ascontiguousarray(b.transpose(0, 2, 1)).view(np.uint8))
-    start = cupy.asarray(np.ascontiguousarray(c, np.float32))
-    out = cupy.empty_like(start)
-    threads = 128 if probe.rows == 64 else 32
-    _module().get_function(probe.symbol)((tiles,), (threads,), (left, right, start, out))
-    result: Array = cupy.asnumpy(out)
-    return result
+    count = len(arrays["a"])
+    wanted = shapes(row.spec, Tiles(count=count, rows=row.rows, k=row.k, columns=row.columns))
+    given = {part: tuple(x.shape) for part, x in arrays.items()}
+    if given != wanted:
+        raise ValueError(f"{row.name} takes {wanted}, got {given}")
+    ready = {part: cupy.ascontiguousarray(x) for part, x in arrays.items()}
+    out = cupy.empty_like(ready["c"])
+    scales = (ready.get("a_scale", ready["a"]), ready.get("b_scale", ready["b"]))  # not read without scales
+    blocks = -(-count // row.tiles_per_block)
+    arguments = (ready["a"], ready["b"], ready["c"], out, *scales, np.uint64(count))
+    _module(row.engine).get_function(row.symbol)((blocks,), (128,), arguments)
+    return out
 
 
 @cache
-def _module() -> Any:
-    """The probes, compiled for this GPU (with its architecture-specific instructions on Hopper)."""
+def _on_device(spec: MatmulSpec, part: str, seed: int, kind: str) -> Device:
+    import cupy
+
+    entries, _ = table(spec, part, Stream(seed=seed, kind=kind))
+    return cupy.asarray(entries)
+
+
+@cache
+def _nvrtc_version() -> tuple[int, int]:
+    import cupy
+
+    major, minor = cupy.cuda.nvrtc.getVersion()
+    return int(major), int(minor)
+
+
+@cache
+def _generator() -> Any:
+    return _compiled(source.template("common.cu") + source.template("draw.cu"))
+
+
+@cache
+def _module(engine: str) -> Any:
+    """The probes of one engine, compiled for this GPU (with its architecture-specific instructions)."""
+    rows = [row for row in instructions().values() if row.engine == engine and missing(row.name) is None]
+    return _compiled(source.source(rows))
+
+
+def _compiled(text: str) -> Any:
     import cupy
 
     major, minor = capability() or (0, 0)
-    suffix = "a" if (major, minor) == (9, 0) else ""
+    suffix = "a" if major >= 9 else ""
     options = ("--std=c++17", f"--gpu-architecture=sm_{major}{minor}{suffix}")
-    return cupy.RawModule(code=_SOURCE.read_text(), backend="nvrtc", options=options)
+    return cupy.RawModule(code=text, backend="nvrtc", options=options)

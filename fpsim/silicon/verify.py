@@ -1,169 +1,254 @@
-"""Compare emulators with the machine at hand: random bits, edges, ordinary and cancelling values, huge starts.
+"""Compare emulators with the machine at hand, instruction by instruction, in the classes of `fpsim.silicon.inputs`.
 
-`verify` runs every engine whose hardware is here and says of the others why they were not run.
+On a GPU everything stays there: inputs are drawn, the instruction and the CUDA emulator run, and the words that differ
+are counted on it; only the first differing output comes back. An engine whose accumulator the CUDA backend does not run
+is compared on the host, on fewer outputs, and the result says so.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fpsim.codec import encode
-from fpsim.engines import engine
-from fpsim.formats import Format
+from fpsim._names import unknown
+from fpsim.engines import ENGINES
 from fpsim.gemm import matmul
-from fpsim.silicon import cpu, nvidia
+from fpsim.silicon import cpu, inputs, library, nvidia
+from fpsim.silicon.inputs import KINDS, Stream, Tiles
+from fpsim.silicon.instructions import instructions
+from fpsim.silicon.results import Difference, Verification
 from fpsim.spec import MatmulSpec
 
 Array = npt.NDArray[Any]
 
-#: shape of one comparison: many short dot products show more than a few long ones
-ROWS, DEPTH, COLUMNS = 64, 24, 64
+#: outputs of one class in one go: on a GPU bounded by its memory, on the host by patience
+GPU_BATCH, HOST_BATCH = 1 << 24, 1 << 16
+HOST_OUTPUTS = 1 << 20  #: per instruction, where a GPU's outputs have to be compared on the host
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """The first output on which emulator and silicon disagree. Codes and results in hex."""
+class Probe:
+    """An instruction that can be run here, and its emulator."""
 
-    inputs: str
-    a: tuple[str, ...]
-    b: tuple[str, ...]
-    c: str
-    emulated: str
-    silicon: str
-    ulps: int
+    name: str
+    blank: Verification  #: the result without counts
+    spec: MatmulSpec
+    rows: int
+    k: int
+    columns: int
+    on_gpu: bool
+    draw: Callable[[MatmulSpec, Tiles, Stream], dict[str, Any]]
+    run: Callable[[dict[str, Any]], Any]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Verification:
-    """What comparing one engine with this machine showed. `skipped` says why nothing was compared."""
-
-    engine: str
-    operands: str
-    compared: int = 0
-    differences: int = 0
-    first: Difference | None = None
-    skipped: str | None = None
+    def tiles(self, outputs: int) -> Tiles:
+        return Tiles(
+            count=max(1, -(-outputs // (self.rows * self.columns))), rows=self.rows, k=self.k, columns=self.columns
+        )
 
 
-def verify(engines: Sequence[str] | None = None, rounds: int = 8, seed: int = 0) -> list[Verification]:
-    """Compare each engine (by default all that have a probe) on `rounds` draws of every class of inputs."""
-    probes = [*cpu.PROBES, *nvidia.PROBES]
-    wanted = [p for p in probes if engines is None or p in engines or p.partition(" ")[0] in engines]
-    results = [_one(name, rounds, seed) for name in wanted]
-    known = {p.partition(" ")[0] for p in probes} | set(probes)
-    for name in engines or ():
-        if name not in known:
-            results.append(Verification(engine=name, operands="", skipped="no probe for this engine"))
+def verify(
+    engines: Sequence[str] | None = None, outputs: int = 200_000, seed: int = 0, progress: Progress = lambda text: None
+) -> list[Verification]:
+    """Compare each engine (by default all) that has hardware here, on at least `outputs` outputs per instruction.
+
+    engines : names of engines, or of single instructions as `Verification.name` gives them.
+    progress : is told about every result as it arrives.
+
+    Raises ValueError for a name that is neither.
+    """
+    results = []
+    for name in names(engines):
+        if name in library.ENGINES:
+            found = library.verify(name, seed, progress)
+        else:
+            found = [verify_instruction(name, outputs, seed)]
+        for result in found:
+            if not result.skipped:
+                progress(str(result))
+        results += found
     return results
 
 
-def _one(name: str, rounds: int, seed: int) -> Verification:
-    rng = np.random.default_rng(seed)
-    if name in cpu.PROBES:
-        reason, on_cpu = cpu.missing(name), cpu.PROBES[name]
-        if reason:
-            return Verification(engine=name, operands="", skipped=reason)
-        spec = engine(name, on_cpu.a, on_cpu.b)
-        return _compare(name, spec, rounds, rng, (ROWS, DEPTH, COLUMNS), lambda a, b, c: cpu.run(name, a, b, c))
-    reason, probe = nvidia.missing(name), nvidia.PROBES[name]
-    if reason:
-        return Verification(engine=probe.engine, operands=probe.operand, skipped=reason)
-    tiles = max(1, 4096 // probe.rows)
-
-    def on_gpu(a: Array, b: Array, c: Array) -> Array:
-        """One tall product, cut into tiles of the instruction's rows that share b."""
-        cut = a.reshape(tiles, probe.rows, probe.k), np.broadcast_to(b, (tiles, *b.shape)), c.reshape(tiles, -1, 8)
-        return nvidia.run(name, *cut).reshape(c.shape)
-
-    shape = (tiles * probe.rows, probe.k, 8)
-    return _compare(probe.engine, engine(probe.engine, probe.operand, out="f32"), rounds, rng, shape, on_gpu)
+def names(engines: Sequence[str] | None = None) -> list[str]:
+    """What `verify` goes through: instructions of the CPU and the GPU, libraries, and engines without a probe."""
+    known = [*cpu.PROBES, *instructions(), *library.ENGINES]
+    if engines is None:
+        return known
+    found: list[str] = []
+    for wanted in engines:
+        matching = [name for name in known if wanted in (name, name.partition(" ")[0])]
+        if not matching and wanted not in ENGINES:
+            raise unknown("engine", wanted, [*ENGINES, *known])
+        found += matching or [wanted]
+    return list(dict.fromkeys(found))
 
 
-def _compare(
-    name: str,
-    spec: MatmulSpec,
-    rounds: int,
-    rng: np.random.Generator,
-    shape: tuple[int, int, int],
-    run: Callable[[Array, Array, Array], Array],
-) -> Verification:
+def verify_instruction(name: str, outputs: int, seed: int = 0) -> Verification:
+    """Compare one instruction, by its name."""
+    probe = find(name)
+    if isinstance(probe, Verification):
+        return probe
+    started, backend, note = time.monotonic(), "cpu", ""
+    if probe.on_gpu:
+        backend, note = _backend(probe, seed)
+        if backend == "cpu":
+            outputs = min(outputs, HOST_OUTPUTS)
     compared, differences, first = 0, 0, None
-    canonical = not name.startswith("x86/")  # a CPU hands NaN payloads through, a tensor core has one NaN
-    for _ in range(rounds):
-        for kind, a, b, c in inputs(spec, rng, shape):
-            emulated, silicon = matmul(a, b, spec, c), run(a, b, c)
-            bad = _different(emulated, silicon, canonical)
-            compared += bad.size
-            differences += int(bad.sum())
-            if first is None and bad.any():
-                first = _describe(kind, a, b, c, emulated, silicon, bad)
-    operands = f"{spec.a.name} x {spec.b.name} -> {spec.out}"
-    return Verification(engine=name, operands=operands, compared=compared, differences=differences, first=first)
+    for kind, stream, tiles in batches(probe, outputs, seed, GPU_BATCH if backend == "cuda" else HOST_BATCH):
+        arrays = probe.draw(probe.spec, tiles, stream)
+        silicon = probe.run(arrays)
+        emulated = emulate(probe.spec, arrays, backend)
+        if probe.on_gpu and backend == "cpu":
+            silicon = silicon.get()
+        bad = _different(emulated, silicon, canonical=probe.on_gpu)
+        wrong = int(bad.sum())
+        compared, differences = compared + tiles.outputs, differences + wrong
+        if wrong and first is None:
+            first = _describe(f"{kind}, batch {stream.batch}", arrays, emulated, silicon, bad)
+    seconds = time.monotonic() - started
+    return replace(
+        probe.blank, compared=compared, differences=differences, first=first, note=note, seconds=round(seconds, 2)
+    )
 
 
-def inputs(
-    spec: MatmulSpec, rng: np.random.Generator, shape: tuple[int, int, int] = (ROWS, DEPTH, COLUMNS)
-) -> Iterator[tuple[str, Array, Array, Array]]:
-    """(class, a, b, c) of every class of inputs, for shape (M, K, N)."""
-    rows, depth, columns = shape
-    shape_a, shape_b, shape_c = (rows, depth), (depth, columns), (rows, columns)
-    integers = spec.a.kind == "int"
-    zero = np.zeros(shape_c, np.int32 if integers else np.float32)
-    any_c = rng.integers(0, 1 << 32, shape_c, dtype=np.uint32).view(zero.dtype)
-    yield "bits", _bits(rng, spec.a, shape_a), _bits(rng, spec.b, shape_b), any_c
-    yield "corners", _corners(rng, spec.a, shape_a), _corners(rng, spec.b, shape_b), zero
-    a, b = _ordinary(rng, spec.a, shape_a), _ordinary(rng, spec.b, shape_b)
-    yield "ordinary", a, b, zero
-    half = depth // 2
-    a, b = a.copy(), b.copy()  # those above are the caller's now
-    b[half:] = b[:half]
-    a[:, half:] = a[:, :half] ^ np.array(spec.a.sign_bit << spec.a.shift, a.dtype) if not integers else a[:, :half]
-    yield "cancelling", a, b, (rng.standard_normal(shape_c) * 100).astype(zero.dtype)
-    top = 2**31 - 1 if integers else 2.0**120
-    yield "huge start", a, b, (rng.uniform(-1, 1, shape_c) * top).astype(zero.dtype)
+def find(name: str) -> Probe | Verification:
+    """The probe called `name`; where it cannot run, the result that says why."""
+    if name in cpu.PROBES:
+        return _cpu_probe(name)
+    row = instructions().get(name)
+    if row is None:
+        return Verification(name=name, engine=name, skipped="no probe for this engine")
+    blank = Verification(
+        name=name,
+        engine=row.engine,
+        a=row.a,
+        b=row.b,
+        out=row.out,
+        scale=row.scale,
+        block=row.block,
+        k=row.spec_k,
+        shape=f"m{row.rows}n{row.columns}k{row.k}",
+    )
+    reason = nvidia.missing(name)
+    if reason:
+        return replace(blank, skipped=reason)
+    return Probe(
+        name=name,
+        blank=blank,
+        spec=row.spec,
+        rows=row.rows,
+        k=row.k,
+        columns=row.columns,
+        on_gpu=True,
+        draw=nvidia.draw,
+        run=lambda arrays: nvidia.run(row, arrays),
+    )
 
 
-def _bits(rng: np.random.Generator, row: Format, shape: tuple[int, int]) -> Array:
-    if row.kind == "int":
-        return rng.integers(int(row.min), int(row.max) + 1, shape).astype(row.code_dtype)
-    return rng.integers(0, 1 << (row.bits + row.shift), shape, dtype=np.uint64).astype(row.code_dtype)
+def _cpu_probe(name: str) -> Probe | Verification:
+    row, spec = cpu.PROBES[name], cpu.spec(name)
+    blank = Verification(
+        name=name, engine=name, a=row.a, b=row.b, out=spec.out, shape=f"chains of {cpu.DEPTH // row.step}"
+    )
+    reason = cpu.missing(name)
+    if reason:
+        return replace(blank, skipped=reason)
+    return Probe(
+        name=name,
+        blank=blank,
+        spec=spec,
+        rows=64,
+        k=cpu.DEPTH,
+        columns=64,
+        on_gpu=False,
+        draw=inputs.draw,
+        run=lambda arrays: cpu.run(name, arrays["a"], arrays["b"].transpose(0, 2, 1), arrays["c"]),
+    )
 
 
-def _corners(rng: np.random.Generator, row: Format, shape: tuple[int, int]) -> Array:
-    if row.kind == "int":
-        return rng.choice([int(row.min), 0, 1, int(row.max)], shape).astype(row.code_dtype)
-    one = row.mantissa_bits
-    magnitudes = np.array([0, 1, (1 << one) - 1, 1 << one, row.bias << one, row.max_code])
-    codes = rng.choice(magnitudes, shape) | rng.integers(0, 2, shape) * row.sign_bit
-    return (codes << row.shift).astype(row.code_dtype)
+def batches(probe: Probe, outputs: int, seed: int, most: int) -> Iterator[tuple[str, Stream, Tiles]]:
+    """Every class in equal parts, at least `outputs` in all, at most about `most` at a time."""
+    each = -(-outputs // len(KINDS))
+    for kind in KINDS:
+        for batch in range(-(-each // most)):
+            tiles = probe.tiles(min(most, each - batch * most))
+            yield kind, Stream(seed=seed, kind=kind, batch=batch), tiles
 
 
-def _ordinary(rng: np.random.Generator, row: Format, shape: tuple[int, int]) -> Array:
-    return encode(rng.standard_normal(shape) * (row.max / 4 if row.kind == "int" else 1.0), row)
+def emulate(spec: MatmulSpec, arrays: dict[str, Any], backend: str) -> Any:
+    """The emulator's result for drawn arrays (cupy arrays for backend "cuda")."""
+    if backend == "cpu":
+        arrays = {part: x.get() if hasattr(x, "get") else x for part, x in arrays.items()}
+    scales = {}
+    if spec.block:
+        scales = {"a_scale": arrays["a_scale"], "b_scale": arrays["b_scale"].transpose(0, 2, 1)}
+    result = matmul(arrays["a"], arrays["b"].transpose(0, 2, 1), spec, arrays["c"], backend=backend, **scales)
+    if backend == "cpu":
+        return result
+    import cupy
+
+    return cupy.asarray(result)
 
 
-def _different(x: Array, y: Array, canonical: bool) -> Array:
-    """Where two results differ in any bit; without a canonical NaN, two NaN agree."""
-    different: Array = x.view(f"u{x.itemsize}") != y.view(f"u{y.itemsize}")
+def _backend(probe: Probe, seed: int) -> tuple[str, str]:
+    """Which backend emulates a probe of the GPU, found out on one tile; and what to say of it."""
+    try:
+        emulate(probe.spec, probe.draw(probe.spec, probe.tiles(1), Stream(seed=seed, kind="ordinary")), "cuda")
+    except ValueError as error:
+        return "cpu", f"compared on the host: {error}"
+    return "cuda", ""
+
+
+def _different(x: Any, y: Any, canonical: bool) -> Any:
+    """Where two results differ in any bit. A tensor core has one NaN; a CPU hands payloads through: any NaN will do."""
+    different = x.view(f"u{x.itemsize}") != y.view(f"u{y.itemsize}")
     if x.dtype.kind == "f" and not canonical:
         different &= ~(np.isnan(x) & np.isnan(y))
     return different
 
 
-def _describe(kind: str, a: Array, b: Array, c: Array, emulated: Array, silicon: Array, bad: Array) -> Difference:
-    i, j = (int(v) for v in np.argwhere(bad)[0])
-    words = [x.view(f"u{x.itemsize}") for x in (c, emulated, silicon)]
-    steps = [int(w) if w < 1 << 31 else (1 << 31) - int(w) for w in (int(words[1][i, j]), int(words[2][i, j]))]
-    unsigned = [x.view(f"u{x.itemsize}") for x in (np.ascontiguousarray(a[i]), np.ascontiguousarray(b[:, j]))]
+def _describe(inputs: str, arrays: dict[str, Any], emulated: Any, silicon: Any, bad: Any) -> Difference:
+    """The first differing output, with its operands."""
+    at = int(bad.reshape(-1).argmax())
+    tile, i, j = (int(index) for index in np.unravel_index(at, bad.shape))
+    c, mine, theirs = (_words(x[tile, i, j : j + 1])[0] for x in (arrays["c"], emulated, silicon))
+    scales = [_hex(arrays[part][tile, at]) for part, at in (("a_scale", i), ("b_scale", j)) if part in arrays]
     return Difference(
-        inputs=kind,
-        a=tuple(hex(int(v)) for v in unsigned[0]),
-        b=tuple(hex(int(v)) for v in unsigned[1]),
-        c=hex(int(words[0][i, j])),
-        emulated=hex(int(words[1][i, j])),
-        silicon=hex(int(words[2][i, j])),
-        ulps=abs(steps[0] - steps[1]),
+        inputs=f"{inputs}, tile {tile}, row {i}, column {j}",
+        a=_hex(arrays["a"][tile, i]),
+        b=_hex(arrays["b"][tile, j]),
+        a_scale=scales[0] if scales else (),
+        b_scale=scales[1] if scales else (),
+        c=hex(c),
+        emulated=hex(mine),
+        silicon=hex(theirs),
+        ulps=abs(_order(mine, silicon.dtype) - _order(theirs, silicon.dtype)),
     )
+
+
+def _order(word: int, dtype: Any) -> int:
+    """Consecutive numbers for consecutive values, whatever the sign."""
+    top = 1 << (8 * dtype.itemsize - 1)
+    if dtype.kind == "i":
+        return word - 2 * top if word >= top else word
+    return word if word < top else top - word
+
+
+def _words(values: Any) -> list[int]:
+    here = values.get() if hasattr(values, "get") else values
+    return [int(word) for word in np.ascontiguousarray(here).view(f"u{here.itemsize}")]
+
+
+def _hex(values: Any) -> tuple[str, ...]:
+    return tuple(map(hex, _words(values)))
+
+
+def summary(results: Iterable[Verification]) -> tuple[int, int, int]:
+    """Instructions compared, outputs compared, outputs that differ."""
+    done = [result for result in results if not result.skipped]
+    return len(done), sum(result.compared for result in done), sum(result.differences for result in done)

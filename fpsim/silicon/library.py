@@ -1,0 +1,328 @@
+"""Whole GEMMs of torch on a Hopper GPU against the library engines, and how many ways a library split K.
+
+cuBLAS picks a kernel per shape. With few output tiles and a long K it cuts K into ranges that are summed apart
+(`fpsim.accumulators.SplitK`); how many is a heuristic that it does not document. `matching_splits` finds the number
+that reproduces a given result bit for bit, for shapes of your own; a result that no number explains is reported, never
+passed over.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fpsim._names import unknown
+from fpsim.codec import random_words
+from fpsim.engines import engine
+from fpsim.gemm import matmul
+from fpsim.silicon import nvidia
+from fpsim.silicon.inputs import PARTS, Stream, Tiles, draw
+from fpsim.silicon.results import Verification
+
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[Any]
+
+ENGINES = ("hopper/scaled_mm", "hopper/scaled_mm-fast", "hopper/torch-mm")
+SPLITS = range(1, 33)
+
+#: (m, n, k): small, one row, ragged, square, tall, few tiles with a long K. _scaled_mm wants n and k in sixteens.
+SHAPES = (
+    (16, 16, 32),
+    (1, 32, 64),
+    (1, 256, 1024),
+    (3, 16, 4096),
+    (17, 48, 80),
+    (33, 64, 272),
+    (64, 64, 128),
+    (100, 272, 528),
+    (128, 256, 512),
+    (200, 144, 1024),
+    (250, 1040, 336),
+    (256, 512, 2048),
+    (512, 512, 512),
+    (1000, 64, 640),
+    (16, 32, 4096),
+    (64, 128, 4096),
+    (64, 128, 8192),
+    (64, 128, 16384),
+    (128, 128, 16384),
+    (512, 512, 4096),
+    (1024, 1280, 1280),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemm:
+    """One product asked of the library."""
+
+    engine: str
+    a: str
+    b: str
+    out: str
+    m: int
+    n: int
+    k: int
+    scales: str = "none"  #: "none", "tensor" or "row"
+    bias: bool = False
+
+    @property
+    def name(self) -> str:
+        extras = [f"{self.scales} scales"] * (self.scales != "none") + ["bias"] * self.bias
+        return " ".join([f"{self.a} x {self.b} -> {self.out} {self.m}x{self.n}x{self.k}", *extras])
+
+
+def grid(name: str, shapes: Sequence[tuple[int, int, int]] = SHAPES) -> Iterator[Gemm]:
+    """Every product of an engine: operand types, results, scales, bias and shapes. Raises ValueError for another."""
+    if name not in ENGINES:
+        raise unknown("library engine", name, ENGINES)
+    if name == "hopper/torch-mm":
+        for a, (m, n, k) in product(("bf16", "f16"), shapes):
+            for out in ("f32", a):
+                yield Gemm(engine=name, a=a, b=a, out=out, m=m, n=n, k=k)
+        return
+    pairs = (("e4m3", "e4m3"), ("e4m3", "e5m2"), ("e5m2", "e4m3"))
+    for (a, b), out, scales, bias, (m, n, k) in product(
+        pairs, ("f32", "bf16", "f16"), ("tensor", "row"), (False, True), shapes
+    ):
+        yield Gemm(engine=name, a=a, b=b, out=out, m=m, n=n, k=k, scales=scales, bias=bias)
+
+
+def operands(gemm: Gemm, seed: int = 0) -> dict[str, Array]:
+    """Host arrays of a product: codes a (m, k) and b (k, n), float32 scales, float32 bias that every format holds.
+
+    They depend on the seed and the shape alone, and are the same on every machine.
+    """
+    stream = Stream(seed=seed, kind="ordinary", batch=((gemm.m * 1009 + gemm.n) * 1009 + gemm.k) % (1 << 20))
+    spec = engine(gemm.engine, gemm.a, gemm.b, gemm.out)
+    drawn = draw(spec, Tiles(count=1, rows=gemm.m, k=gemm.k, columns=gemm.n), stream)
+    found = {"a": drawn["a"][0], "b": drawn["b"][0].T}
+    if gemm.scales != "none":
+        words = random_words(stream.key(PARTS.index("a_scale")), gemm.m + gemm.n)
+        scales = np.float32(0.5) + (words >> 8).astype(np.float32) * np.float32(2.0**-24)
+        rows = gemm.scales == "row"
+        found["a_scale"] = scales[: gemm.m, None] if rows else scales[0]
+        found["b_scale"] = scales[None, gemm.m :] if rows else scales[gemm.m]
+    if gemm.bias:
+        words = random_words(stream.key(PARTS.index("b_scale")), gemm.n)
+        found["bias"] = ((words >> 23).astype(np.float32) - 256) / 16
+    return found
+
+
+def matching_splits(
+    result: Any,
+    a: Any,
+    b: Any,
+    *,
+    name: str,
+    formats: tuple[str, str],
+    out: str = "f32",
+    candidates: Sequence[int] = SPLITS,
+    backend: str = "cpu",
+    **epilogue: Any,
+) -> int | None:
+    """The number of ranges the library cut K into: the smallest candidate that gives `result` bit for bit.
+
+    result : what the library returned, (m, n), a torch tensor or an array of the output's type.
+    a, b : codes of `formats`, (m, k) and (k, n); name, out : the library engine and its result format.
+    epilogue : a_scale, b_scale, bias, as `fpsim.matmul` takes them.
+
+    Returns None if no candidate does: another algorithm, or an engine that is not this one.
+    """
+    wanted = words(result)
+    few = min(len(wanted), 8)  # enough to tell; the whole is compared for the candidate that passes
+    for splits in candidates:
+        spec = engine(name, *formats, out=out, split_k=splits)
+        some = {key: value[:few] if key == "a_scale" and value.ndim == 2 else value for key, value in epilogue.items()}
+        if not np.array_equal(words(matmul(a[:few], b, spec, backend=backend, **some)), wanted[:few]):
+            continue
+        if np.array_equal(words(matmul(a, b, spec, backend=backend, **epilogue)), wanted):
+            return splits
+    return None
+
+
+def words(values: Any) -> Array:
+    """Bit patterns of a tensor or array, on the host."""
+    if hasattr(values, "detach"):
+        import torch
+
+        kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+        values = values.detach().view(kinds[values.element_size()]).cpu().numpy()
+    elif hasattr(values, "copy_to_host"):
+        values = values.copy_to_host()
+    return np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
+
+
+def missing() -> str | None:
+    """Why the library engines cannot be compared here; None if they can."""
+    here = nvidia.capability()
+    if here is None:
+        return "no NVIDIA GPU, or no cupy (pip install 'fpsim[cuda]')"
+    if here != (9, 0):
+        return f"this GPU has compute capability {here[0]}.{here[1]}, hopper is 9.0"
+    import torch
+
+    return None if torch.cuda.is_available() else "this torch was built without CUDA"
+
+
+def verify(name: str, seed: int, progress: Callable[[str], None]) -> list[Verification]:
+    """Compare every product of `grid(name)`; one result per operand types and output format."""
+    listed: dict[tuple[str, str, str], list[Gemm]] = {}
+    for gemm in grid(name):
+        listed.setdefault((gemm.a, gemm.b, gemm.out), []).append(gemm)
+    reason = missing()
+    results = []
+    for (a, b, out), gemms in listed.items():
+        title = f"{name} {a} x {b} -> {out}"
+        blank = Verification(name=title, engine=name, a=a, b=b, out=out, shape=f"{len(SHAPES)} shapes")
+        results.append(replace(blank, skipped=reason) if reason else _verify(blank, gemms, seed, progress))
+    return results
+
+
+def _verify(blank: Verification, gemms: Sequence[Gemm], seed: int, progress: Callable[[str], None]) -> Verification:
+    started = time.monotonic()
+    compared, unmatched, refused = 0, [], Counter[str]()
+    splits: dict[str, set[int]] = {}
+    for gemm in gemms:
+        host = operands(gemm, seed)
+        device = {part: _tensor(part, x, gemm) for part, x in host.items()}
+        try:
+            result = run(gemm, device)
+        except (RuntimeError, ValueError, TypeError) as error:
+            refused[f"{gemm.scales} scales{', bias' * gemm.bias}: {str(error).splitlines()[0]}"] += 1
+            continue
+        found = _splits(gemm, host, result)
+        compared += gemm.m * gemm.n
+        if found is None:
+            kernel = kernels(gemm, device)
+            unmatched.append(f"{gemm.name} ({kernel})")
+            progress(f"unmatched: {gemm.name} ({kernel})")
+        elif found > 1:
+            splits.setdefault(f"{gemm.m}x{gemm.n}x{gemm.k}", set()).add(found)
+    notes = [f"split K: {shape} in {' or '.join(map(str, sorted(s)))}" for shape, s in splits.items()]
+    notes += [f"torch refuses {count} of {len(gemms)}: {reason}" for reason, count in refused.items()]
+    if not compared:
+        return replace(blank, skipped="; ".join(notes))
+    return replace(
+        blank,
+        compared=compared,
+        unmatched=tuple(unmatched),
+        note="; ".join(notes),
+        seconds=round(time.monotonic() - started, 2),
+    )
+
+
+def _splits(gemm: Gemm, host: dict[str, Array], result: Any) -> int | None:
+    """Matched on the GPU where the CUDA backend takes the engine, else on the host."""
+    on_gpu = _cuda_takes(gemm.engine)
+    arrays: dict[str, Any] = {part: _codes(x) for part, x in host.items()} if on_gpu else dict(host)
+    return matching_splits(
+        result,
+        arrays["a"],
+        arrays["b"],
+        name=gemm.engine,
+        formats=(gemm.a, gemm.b),
+        out=gemm.out,
+        backend="cuda" if on_gpu else "cpu",
+        **{part: x for part, x in arrays.items() if part not in "ab"},
+    )
+
+
+@cache
+def _cuda_takes(name: str) -> bool:
+    """Whether the CUDA backend runs an engine with tensors, an epilogue and split K."""
+    gemm = next(grid(name, ((16, 16, 256),)))
+    device: dict[str, Any] = {part: _codes(x) for part, x in operands(gemm).items()}
+    epilogue = {part: x for part, x in device.items() if part not in "ab"}
+    try:
+        for splits in (1, 2):
+            spec = engine(name, gemm.a, gemm.b, gemm.out, split_k=splits)
+            matmul(device["a"], device["b"], spec, backend="cuda", **epilogue)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _codes(values: Array) -> Any:
+    """A host array on the GPU as it is: codes as unsigned integers, scales and bias as float32."""
+    import torch
+
+    return torch.from_numpy(np.atleast_1d(values)).cuda()
+
+
+_DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
+
+
+def _tensor(part: str, values: Array, gemm: Gemm) -> "torch.Tensor":
+    """A host array as torch wants it: b column-major, the bias in the result's type."""
+    import torch
+
+    if part == "bias":
+        kind = torch.float32 if gemm.out == "f32" else getattr(torch, _DTYPES[gemm.out])
+        return torch.from_numpy(values).cuda().to(kind)
+    if part.endswith("scale"):
+        return torch.from_numpy(np.atleast_1d(values)).cuda()
+    kind = getattr(torch, _DTYPES[gemm.a if part == "a" else gemm.b])
+    signed = values.view(f"i{values.itemsize}")
+    if part == "b":
+        return torch.from_numpy(np.ascontiguousarray(signed.T)).cuda().view(kind).t()
+    return torch.from_numpy(signed).cuda().view(kind)
+
+
+def run(gemm: Gemm, device: dict[str, Any]) -> "torch.Tensor":
+    """The library's result. Raises what torch raises for combinations it does not offer."""
+    import torch
+
+    kind = getattr(torch, _DTYPES[gemm.out])
+    if gemm.engine == "hopper/torch-mm":
+        flags = torch.backends.cuda.matmul
+        before = flags.allow_bf16_reduced_precision_reduction, flags.allow_fp16_reduced_precision_reduction
+        # By default cuBLAS may add the ranges of a split K in the operands' type.
+        flags.allow_bf16_reduced_precision_reduction = flags.allow_fp16_reduced_precision_reduction = False
+        try:
+            if gemm.out == gemm.a:
+                return torch.mm(device["a"], device["b"])
+            return torch.mm(device["a"], device["b"], out_dtype=kind)
+        finally:
+            flags.allow_bf16_reduced_precision_reduction, flags.allow_fp16_reduced_precision_reduction = before
+    fast = gemm.engine.endswith("-fast")
+    result: torch.Tensor = torch._scaled_mm(
+        device["a"],
+        device["b"],
+        device["a_scale"],
+        device["b_scale"],
+        bias=device.get("bias"),
+        out_dtype=kind,
+        use_fast_accum=fast,
+    )
+    return result
+
+
+def capture(gemm: Gemm, seed: int = 0) -> tuple[Array, int]:
+    """What the library returns for a product, as bits, and the number of splits that explains it.
+
+    Raises ValueError when none does.
+    """
+    host = operands(gemm, seed)
+    device = {part: _tensor(part, x, gemm) for part, x in host.items()}
+    result = run(gemm, device)
+    splits = _splits(gemm, host, result)
+    if splits is None:
+        raise ValueError(f"no number of splits explains {gemm.engine} {gemm.name} ({kernels(gemm, device)})")
+    return words(result), splits
+
+
+def kernels(gemm: Gemm, device: dict[str, Any]) -> str:
+    """Names of the kernels the library ran, by torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        run(gemm, device)
+    return ", ".join(dict.fromkeys(event.key for event in recorded.key_averages())) or "no kernel seen"
