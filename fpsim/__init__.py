@@ -19,9 +19,10 @@ if TYPE_CHECKING:
         TwoStageDot,
     )
     from fpsim.codec import decode, encode, quantize
+    from fpsim.conv import conv2d
     from fpsim.engines import ENGINES, engine
     from fpsim.formats import FORMATS, BlockFormat, Format, format  # noqa: A004 - the field's word
-    from fpsim.gemm import conv2d, matmul
+    from fpsim.gemm import matmul
     from fpsim.packing import pack, unpack
     from fpsim.spec import Epilogue, MatmulSpec
 
@@ -67,7 +68,7 @@ _HOME = {
     "SequentialFma": "accumulators",
     "SplitK": "accumulators",
     "TwoStageDot": "accumulators",
-    "conv2d": "gemm",
+    "conv2d": "conv",
     "decode": "codec",
     "encode": "codec",
     "engine": "engines",

@@ -40,3 +40,10 @@ def host_array(x: npt.ArrayLike) -> npt.NDArray[Any]:
     words = tensor.detach().view(getattr(sys.modules["torch"], f"uint{8 * same.itemsize}"))
     viewed: npt.NDArray[Any] = words.numpy().view(same)
     return viewed
+
+
+def on_device(x: Any) -> bool:
+    """Whether x is an array or tensor in the memory of a CUDA device."""
+    if type(x).__module__.partition(".")[0] == "torch":
+        return bool(getattr(x, "is_cuda", False))
+    return hasattr(x, "__cuda_array_interface__")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fpsim import _cpu
 from fpsim._names import unknown
+from fpsim._tensors import on_device
 from fpsim.accumulators import IntegerAccumulator, Promoted, SplitK
 from fpsim.codec import ML_DTYPES, Array, as_codes, decode, encode
 from fpsim.formats import Format, container, scalar_format
@@ -46,25 +47,33 @@ def matmul(
     b_scale: npt.ArrayLike | None = None,
     bias: npt.ArrayLike | None = None,
     out: Array | None = None,
-    backend: str = "cpu",
-) -> Array:
+    backend: str | None = None,
+) -> Any:
     """a @ b + c, every bit as the engine of `spec` computes it.
 
     a : codes of spec.a, shape (..., M, K). b : codes of spec.b, shape (..., K, N). Leading axes broadcast. Integer
         formats take the integers themselves; float16/32/64 and ml_dtypes arrays are taken as their own formats.
+        Arrays on a GPU (CuPy, Numba, torch) are multiplied there; b then has no leading axes, or as many matrices as a.
     c : the value the accumulator starts from, of the accumulator's dtype, broadcastable to (..., M, N); None is zero.
     a_scale, b_scale : block-scaled engines: codes of spec.scale, (..., M, K/block) and (..., K/block, N), rounded up.
         Library engines: float32, scalars or (M, 1) and (1, N); DeepGEMM: (M, K/128) and (K/128, N).
     bias : library engines: float32, broadcastable to (M, N), added after scaling.
-    out : optional array for the result.
+    out : optional host array for the result.
+    backend : "cpu", "cuda" or "reference"; by default "cuda" for arrays on a GPU, otherwise "cpu".
     Returns (..., M, N) in the output's dtype: float32, float16, float64, int32, int64, an ml_dtypes type, or the codes
     of a format that has none of these (`result_dtype`). c has the dtype of the accumulator's format likewise.
+    Operands on a GPU give a result there: a torch tensor if a is one, else a Numba device array.
 
     Raises ValueError for shapes, dtypes, codes or scales that do not fit, OverflowError for an integer accumulator with
     overflow="error" that leaves its range.
     """
-    if backend not in BACKENDS:
-        raise unknown("backend", backend, BACKENDS)
+    if chosen_backend(backend, a, b, c) == "device":
+        if out is not None:
+            raise ValueError("out= is for host arrays; results of arrays on a GPU are new arrays on the GPU")
+        from fpsim._cuda import entry  # only where it is asked for: it needs a driver
+
+        dtypes = result_dtype(spec.out), result_dtype(container(spec.accumulator.output).name)
+        return entry.matmul(a, b, spec, c, a_scale, b_scale, bias, *dtypes)
     x, y = as_codes(a, spec.a, "a"), as_codes(b, spec.b, "b")
     if x.ndim < 2 or y.ndim < 2:
         raise ValueError(f"a and b need at least two axes, got shapes {x.shape} and {y.shape}; add one with a[None, :]")
@@ -83,13 +92,18 @@ def matmul(
     if y.ndim == 2 and scales is None:  # one b for all: its batch of a is more rows
         count = math.prod(shape[:-1])
         rows = start.reshape(count, shape[-1])
-        _product(x.reshape(count, x.shape[-1]), y, rows, spec, None, backend)
+        _product(x.reshape(count, x.shape[-1]), y, rows, spec, None, backend or "cpu")
     else:
         xs, ys = np.broadcast_to(x, (*batch, *x.shape[-2:])), np.broadcast_to(y, (*batch, *y.shape[-2:]))
         for index in np.ndindex(batch):
             here = None if scales is None else tuple(_at(s, batch, index) for s in scales)
             _product(
-                np.ascontiguousarray(xs[index]), np.ascontiguousarray(ys[index]), start[index], spec, here, backend
+                np.ascontiguousarray(xs[index]),
+                np.ascontiguousarray(ys[index]),
+                start[index],
+                spec,
+                here,
+                backend or "cpu",
             )
     result = start.view(result_dtype(held.name))
     if spec.epilogue is not None:
@@ -97,6 +111,19 @@ def matmul(
     elif bias is not None or (scales is None and (a_scale is not None or b_scale is not None)):
         raise ValueError(f"{spec.engine or 'this spec'} takes no a_scale, b_scale or bias")
     return _finish(result, held, spec, out)
+
+
+def chosen_backend(backend: str | None, *operands: Any) -> str:
+    """ "device" for operands that are on a GPU and stay there, else the backend; ValueError for one that is not."""
+    if backend is not None and backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
+    if any(on_device(x) for x in operands):
+        if backend not in (None, "cuda"):
+            raise ValueError(
+                f"the operands are on a GPU, which backend={backend!r} does not read; copy them, or leave it"
+            )
+        return "device"
+    return backend or "cpu"
 
 
 def _block_scales(
@@ -213,69 +240,3 @@ def _reference_product(a: Array, b: Array, c: Array, spec: MatmulSpec, scales: t
         for j, (column, column_scales) in enumerate(columns):
             code = reference_dot(row, column, int(c[i, j]) & mask, inner, row_scales, column_scales)
             c[i, j] = np.array(code & ((1 << 64) - 1), np.uint64).astype(c.dtype)
-
-
-def conv2d(
-    x: npt.ArrayLike,
-    w: npt.ArrayLike,
-    spec: MatmulSpec,
-    *,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
-    dilation: int | tuple[int, int] = 1,
-    groups: int = 1,
-    pad_code: int = 0,
-    order: str = "channel-row-column",
-    backend: str = "cpu",
-) -> Array:
-    """Two-dimensional cross-correlation as one matrix product per group, in the arithmetic of `spec`.
-
-    x : codes of spec.a, (N, C, H, W). w : codes of spec.b, (O, C / groups, KH, KW).
-    padding : rows and columns of `pad_code` on each side (a zero; the zero point of asymmetric integers).
-    order : the order of k, which changes the bits: "channel-row-column" or "row-column-channel" (channels last).
-    Returns (N, O, H', W') in the output's dtype. A library convolution's own order and tiling are not claimed.
-
-    Raises ValueError for shapes that do not fit, or what `matmul` raises.
-    """
-    images, weights = as_codes(x, spec.a, "x"), as_codes(w, spec.b, "w")
-    if images.ndim != 4 or weights.ndim != 4:
-        raise ValueError(f"x must be (N, C, H, W) and w (O, C/groups, KH, KW), got {images.shape} and {weights.shape}")
-    if order not in CONV_ORDERS:
-        raise unknown("order", order, CONV_ORDERS)
-    (n, channels, _, _), (outputs, depth, kh, kw) = images.shape, weights.shape
-    if groups < 1 or channels != depth * groups or outputs % groups:
-        raise ValueError(
-            f"x has {channels} channels and w is {weights.shape} with groups={groups}: "
-            "C must be groups * w.shape[1], and O a multiple of groups"
-        )
-    (sh, sw), (ph, pw), (dh, dw) = _pair(stride, "stride"), _pair(padding, "padding", 0), _pair(dilation, "dilation")
-    padded = np.pad(images, ((0, 0), (0, 0), (ph, ph), (pw, pw)), constant_values=pad_code)
-    if padded.shape[2] < dh * (kh - 1) + 1 or padded.shape[3] < dw * (kw - 1) + 1:
-        raise ValueError(f"the padded input {padded.shape[2:]} is smaller than the dilated kernel of w {weights.shape}")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (dh * (kh - 1) + 1, dw * (kw - 1) + 1), axis=(2, 3))
-    windows = windows[:, :, ::sh, ::sw, ::dh, ::dw]  # (N, C, H', W', KH, KW)
-    rows, columns = windows.shape[2:4]
-    axes, kernel_axes = CONV_ORDERS[order]
-    results = []
-    for group in range(groups):
-        part = windows[:, group * depth : (group + 1) * depth]
-        patches = part.transpose(0, 2, 3, *axes).reshape(n * rows * columns, depth * kh * kw)
-        kernel = weights[group * (outputs // groups) : (group + 1) * (outputs // groups)]
-        matrix = kernel.transpose(0, *kernel_axes).reshape(outputs // groups, depth * kh * kw).T
-        results.append(matmul(np.ascontiguousarray(patches), np.ascontiguousarray(matrix), spec, backend=backend))
-    flat = np.concatenate(results, axis=1) if groups > 1 else results[0]
-    return np.ascontiguousarray(flat.reshape(n, rows, columns, outputs).transpose(0, 3, 1, 2))
-
-
-#: order of k -> axes of the windows (N, C, H', W', KH, KW) and of the weights (O, C, KH, KW) that make it
-CONV_ORDERS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
-    "channel-row-column": ((1, 4, 5), (1, 2, 3)),
-    "row-column-channel": ((4, 5, 1), (2, 3, 1)),
-}
-
-
-def _pair(value: int | tuple[int, int], name: str, least: int = 1) -> tuple[int, int]:
-    first, second = (value, value) if isinstance(value, int) else value
-    if min(first, second) < least:
-        raise ValueError(f"{name} is {value}; allowed: {least} or more, one number or (rows, columns)")
-    return first, second

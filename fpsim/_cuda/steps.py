@@ -1,0 +1,47 @@
+"""Exact, two-stage and grouped dot products on the device, one thread per output."""
+
+from typing import Any
+
+from fpsim._cpu.steps import exact_plan, grouped_plan, two_stage_plan
+from fpsim._cuda.arrays import Codes, launch
+from fpsim._cuda.operands import Side, integers
+from fpsim._kernels import cuda as kernels
+from fpsim.accumulators import FusedDot, GroupedDot, TwoStageDot
+from fpsim.formats import container, scalar_format
+from fpsim.spec import MatmulSpec
+
+Scales = tuple[Codes, Codes]
+
+
+def exact(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: FusedDot, scales: Scales | None) -> None:
+    del scales
+    if spec.a.kind != "float" or spec.b.kind != "float" or container(kind.output).mantissa_bits > 23:
+        raise ValueError(f"an exact FusedDot takes floats and gives at most f32, got {spec.a.name} x {spec.b.name}")
+    plan, limbs = exact_plan(spec, kind, a.shape[2])
+    launch(kernels.exact_kernel(limbs), c.size, *_unpacked(a, b, spec), plan, c)
+
+
+def two_stage(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: TwoStageDot, scales: Scales | None) -> None:
+    del scales
+    plan = two_stage_plan(spec, kind)
+    launch(kernels.two_stage, c.size, *_unpacked(a, b, spec), plan, c)
+
+
+def grouped(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: GroupedDot, scales: Scales | None) -> None:
+    if scales is None:
+        raise ValueError("a GroupedDot needs scale codes: give matmul a_scale and b_scale")
+    plan, points = grouped_plan(spec, kind)
+    row = scalar_format(spec.scale or "")
+    sides = []
+    for codes, operand, point, scale in (
+        (a, spec.a, points[0], scales[0]),
+        (b.transposed(), spec.b, points[1], scales[1].transposed()),
+    ):
+        sides += [integers(codes, operand, point), *Side(codes=scale, row=row, terms=1).unpacked()]
+    launch(kernels.grouped, c.size, *sides, plan, c)
+
+
+def _unpacked(a: Codes, b: Codes, spec: MatmulSpec) -> tuple[Any, ...]:
+    left = Side(codes=a, row=spec.a, terms=1)
+    right = Side(codes=b.transposed(), row=spec.b, terms=1)
+    return (*left.unpacked(), *right.unpacked())

@@ -1,0 +1,91 @@
+"""Convolutions in the arithmetic of a `MatmulSpec`: windows become rows, and `matmul` does the rest."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fpsim._names import unknown
+from fpsim.codec import as_codes
+from fpsim.formats import container
+from fpsim.gemm import chosen_backend, matmul, result_dtype
+from fpsim.spec import MatmulSpec
+
+
+def conv2d(
+    x: npt.ArrayLike,
+    w: npt.ArrayLike,
+    spec: MatmulSpec,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    pad_code: int = 0,
+    order: str = "channel-row-column",
+    backend: str | None = None,
+) -> Any:
+    """Two-dimensional cross-correlation as one matrix product per group, in the arithmetic of `spec`.
+
+    x : codes of spec.a, (N, C, H, W). w : codes of spec.b, (O, C / groups, KH, KW).
+    padding : rows and columns of `pad_code` on each side (a zero; the zero point of asymmetric integers).
+    order : the order of k, which changes the bits: "channel-row-column" or "row-column-channel" (channels last).
+    backend : as for `matmul`; contiguous arrays on a GPU are convolved there.
+    Returns (N, O, H', W') in the output's dtype. A library convolution's own order and tiling are not claimed.
+
+    Raises ValueError for shapes that do not fit, or what `matmul` raises.
+    """
+    device = chosen_backend(backend, x, w) == "device"
+    images: Any
+    weights: Any
+    images, weights = (x, w) if device else (as_codes(x, spec.a, "x"), as_codes(w, spec.b, "w"))
+    if images.ndim != 4 or weights.ndim != 4:
+        raise ValueError(f"x must be (N, C, H, W) and w (O, C/groups, KH, KW), got {images.shape} and {weights.shape}")
+    if order not in CONV_ORDERS:
+        raise unknown("order", order, CONV_ORDERS)
+    (n, channels, height, width), (outputs, depth, kh, kw) = images.shape, weights.shape
+    if groups < 1 or channels != depth * groups or outputs % groups:
+        raise ValueError(
+            f"x has {channels} channels and w is {weights.shape} with groups={groups}: "
+            "C must be groups * w.shape[1], and O a multiple of groups"
+        )
+    (sh, sw), (ph, pw), (dh, dw) = _pair(stride, "stride"), _pair(padding, "padding", 0), _pair(dilation, "dilation")
+    rows, columns = (height + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1
+    if min(rows, columns) < 1:
+        raise ValueError(
+            f"the padded input {(height + 2 * ph, width + 2 * pw)} is smaller than the dilated kernel of w "
+            f"{tuple(weights.shape)}"
+        )
+    if device:
+        from fpsim._cuda import entry  # only where it is asked for: it needs a driver
+
+        kernel_last = order == "channel-row-column"
+        geometry = (rows, columns), (sh, sw), (ph, pw), (dh, dw), groups, pad_code, kernel_last
+        return entry.conv2d(x, w, spec, *geometry, result_dtype(container(spec.accumulator.output).name))
+    padded = np.pad(images, ((0, 0), (0, 0), (ph, ph), (pw, pw)), constant_values=pad_code)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (dh * (kh - 1) + 1, dw * (kw - 1) + 1), axis=(2, 3))
+    windows = windows[:, :, ::sh, ::sw, ::dh, ::dw]  # (N, C, H', W', KH, KW)
+    axes, kernel_axes = CONV_ORDERS[order]
+    results = []
+    for group in range(groups):
+        part = windows[:, group * depth : (group + 1) * depth]
+        patches = part.transpose(0, 2, 3, *axes).reshape(n * rows * columns, depth * kh * kw)
+        kernel = weights[group * (outputs // groups) : (group + 1) * (outputs // groups)]
+        matrix = kernel.transpose(0, *kernel_axes).reshape(outputs // groups, depth * kh * kw).T
+        results.append(matmul(np.ascontiguousarray(patches), np.ascontiguousarray(matrix), spec, backend=backend))
+    flat = np.concatenate(results, axis=1) if groups > 1 else results[0]
+    return np.ascontiguousarray(flat.reshape(n, rows, columns, outputs).transpose(0, 3, 1, 2))
+
+
+#: order of k -> axes of the windows (N, C, H', W', KH, KW) and of the weights (O, C, KH, KW) that make it
+CONV_ORDERS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
+    "channel-row-column": ((1, 4, 5), (1, 2, 3)),
+    "row-column-channel": ((4, 5, 1), (2, 3, 1)),
+}
+
+
+def _pair(value: int | tuple[int, int], name: str, least: int = 1) -> tuple[int, int]:
+    first, second = (value, value) if isinstance(value, int) else value
+    if min(first, second) < least:
+        raise ValueError(f"{name} is {value}; allowed: {least} or more, one number or (rows, columns)")
+    return first, second
