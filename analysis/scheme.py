@@ -25,7 +25,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fpsim._names import unknown
-from fpsim.formats import BlockFormat, Format
+from fpsim.formats import FORMATS, BlockFormat, Format
 from fpsim.formats import format as format_row
 from fpsim.nn.quantizer import Granularity, Quantizer
 
@@ -322,9 +322,20 @@ def _dynamic(rule: Rule) -> Rule:
 
 def _timesteps(rule: Rule) -> Rule:
     activation = rule.activation
-    if activation is None or not activation.needs_calibration:
+    if activation is None or not activation.is_static:
         return rule
     return replace(rule, activation=replace(activation, steps=10))
+
+
+def _asymmetric(rule: Rule) -> Rule:
+    activation = rule.activation
+    if activation is None or not isinstance(activation.row, Format) or activation.is_cast or not activation.row.signed:
+        return rule
+    row = activation.row
+    if row.kind == "int":
+        return replace(rule, activation=replace(activation, format=f"uint{row.bits}"))
+    other = f"ue{row.exponent_bits}m{row.mantissa_bits + 1}"
+    return replace(rule, activation=replace(activation, one_sided=other if other in FORMATS else f"{other}-finite"))
 
 
 def _per_tensor(rule: Rule) -> Rule:
@@ -349,6 +360,8 @@ def _keep_edges(made: Scheme) -> Scheme:
 #: name -> what it does to a scheme.
 #:   dynamic    : activations per token, scale taken at run time, instead of per tensor and calibrated
 #:   timesteps  : static activation ranges for each tenth of the denoising trajectory instead of one for all of it
+#:   asymmetric : integer activations with a zero point; float ones too, in an unsigned format, where calibration sees
+#:                one-sided inputs (after SiLU, GELU, softmax)
 #:   per-tensor : one scale per weight tensor instead of one per output channel
 #:   g32, g64   : float32 weight scales per 32 or 64 input channels
 #:   keep-edges : first and last layers, time embedding and modulation stay in full precision (EDGES)
@@ -356,6 +369,7 @@ VARIANTS: Mapping[str, Callable[[Scheme], Scheme]] = MappingProxyType(
     {
         "dynamic": _each_rule(_dynamic),
         "timesteps": _each_rule(_timesteps),
+        "asymmetric": _each_rule(_asymmetric),
         "per-tensor": _each_rule(_per_tensor),
         "g32": _each_rule(_grouped(32)),
         "g64": _each_rule(_grouped(64)),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from analysis.runner.calibrate import Calibration
     from fpsim.nn.clock import Clock
-    from fpsim.nn.layer import QuantizedLayer
+    from fpsim.nn.layer import QuantizedLayer, Range
     from fpsim.nn.quantizer import Quantizer
     from fpsim.spec import MatmulSpec
 
@@ -59,9 +59,9 @@ class Request:
     clocks: "dict[int, Clock]" = field(default_factory=dict)
 
     def build(self, layer: Layer, **better: Any) -> "QuantizedLayer":
-        """The quantized layer of `layer`: nearest rounding and max-abs scales, except for what `better` says.
+        """The quantized layer of `layer`: nearest rounding and scales from ranges, except for what `better` says.
 
-        better : keyword arguments of `QuantizedLayer.from_float` (scales, rounded, input_max, ...)
+        better : keyword arguments of `QuantizedLayer.from_float` (scales, rounded, input_scales, ...)
 
         Raises ValueError, naming the layer, for bad weights, missing ranges and shapes that are not supported.
         """
@@ -69,25 +69,36 @@ class Request:
         from fpsim.nn.linear import QuantizedLinear
 
         classes: Mapping[str, type[QuantizedLayer]] = {"Linear": QuantizedLinear, "Conv2d": QuantizedConv2d}
-        options: dict[str, Any] = {"weight": layer.weight, "activation": layer.activation, "spec": layer.spec}
+        options: dict[str, Any] = {"weight": layer.weight, "activation": layer.activation, "spec": layer.spec} | better
         try:
-            if layer.activation is not None and layer.activation.needs_calibration:
-                options["clock"] = self.clock(layer.activation.steps)
-                if "input_max" not in better:
-                    options["input_max"] = self.input_max(layer)
-            return classes[layer.kind].from_float(layer.module, **options | better)
+            activation = options["activation"]
+            if activation is not None and activation.one_sided is not None:
+                activation = options["activation"] = activation.seen(*self.range(layer))
+            if activation is not None and activation.is_static:
+                options["clock"] = self.clock(activation.steps)
+                if "input_range" not in options and options.get("input_scales") is None:
+                    options["input_range"] = self.ranges(layer)
+            return classes[layer.kind].from_float(layer.module, **options)
         except ValueError as error:
             raise ValueError(f"layer {layer.path}: {error}") from None
 
-    def input_max(self, layer: Layer) -> float | tuple[float, ...]:
-        """Largest calibrated input magnitude of a layer, one per timestep group if it has several."""
+    def range(self, layer: Layer) -> "Range":
+        """(lowest, highest) calibrated input of a layer."""
+        if self.calibration is None:
+            raise ValueError(
+                f"activations {layer.activation} need ranges: pass calibration= a list of captions or a Calibration"
+            )
+        return self.calibration.range(layer.path)
+
+    def ranges(self, layer: Layer) -> "tuple[Range, ...]":
+        """The same, one per timestep group that the layer's activations have."""
         if self.calibration is None or layer.activation is None:
             raise ValueError(
                 f"activations {layer.activation} are static: pass calibration= a list of captions or a Calibration"
             )
         if layer.activation.steps > 1:
-            return self.calibration.max_abs_by_group(layer.path, layer.activation.steps)
-        return self.calibration.max_abs(layer.path)
+            return self.calibration.range_by_group(layer.path, layer.activation.steps)
+        return (self.calibration.range(layer.path),)
 
     def clock(self, steps: int) -> "Clock | None":
         """The clock that layers with `steps` timestep groups share; None for one group."""

@@ -1,277 +1,246 @@
-"""Learned rounding: each weight goes to the grid point below or above, whichever serves the block's output.
+"""Learned rounding: each weight goes to the grid point below or above, whichever serves the unit's output.
 
 AdaRound (Nagel et al., arXiv:2004.10568) block by block (BRECQ, arXiv:2102.05426; Q-Diffusion, arXiv:2302.04304), for
 any grid. A weight w = v * scale has two neighbours on the element grid, lower and lower + u(v), with u(v) the local
 step of the format: constant for integers, 2^(exponent - mantissa bits) for floats, frozen from the weight.
 
     soft weight   w' = scale * (lower + u(v) * h(a)),  h(a) = clip(1.2 sigmoid(a) - 0.1, 0, 1)
-    start         a given rounding, GPTQ's: h = 0.95 or 0.05 on its side; starting undecided, at the full-precision
-                  weight, costs the whole budget without getting where GPTQ is at once (see below)
+    start         a given rounding, GPTQ's: h = 0.95 or 0.05 on its side
     loss          |f(w', x) - f(w, x)|^2 / (the same for the start) + lambda * mean(1 - |2 h - 1|^beta)
     schedule      no second term for the first fifth, then beta falls from 20 to 2
     end           h = 1 where a >= 0, else 0; the result is checked to be a fixed point of the quantizer
-
-Measured on one transformer block of the embedded DiT at E2M1 per channel, 2026-11-22, output error on held-out samples
-relative to nearest rounding: GPTQ 0.128; learned from the full-precision weight 0.65 to 0.98 (200 or 300 steps, lambda
-0.1 to 200); learned from GPTQ 0.116 (150 steps).
 
 The variable that Adam moves is V = a * s with s the element step relative to the largest of the tensor: without it the
 gradient of an element carries s, and weights in low binades hardly move (FP4DiT, arXiv:2503.15465). A unit whose
 learned rounding turns out worse than its start on samples that were held back keeps the start.
 
-Units are residual blocks and transformer blocks; layers outside of any are units of their own. Inputs and targets come
-from the full-precision pipeline, activations are not quantized while weights are learned.
+Inputs are those that `_in_order` gives, activations of the unit are quantized as they will be. With `learn_steps` the
+steps of static activations are learned beside the rounding (LSQ, arXiv:1902.08153): the gradient of a step is
+sum g * (round(x / s) - x / s) inside the range, sum g * (end of the format) outside.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from analysis.methods import Request
-from analysis.runner.calibrate import Calibration
-from analysis.runner.load import denoiser_name
-from analysis.runner.sample import call
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from analysis.methods._prepare import Part, Prepared
+from analysis.runner.samples import Call, first, joined
+from fpsim.formats import Format
+from fpsim.nn import gradient, rounding, scaling
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.nn import Module
+    from analysis.methods._axes import Axes
+    from analysis.methods._in_order import Seen
 
-    from fpsim.formats import Format
-
-#: Classes of diffusers that are reconstructed as a whole.
-BLOCKS = (
-    "ResnetBlock2D",
-    "BasicTransformerBlock",
-    "JointTransformerBlock",
-    "FluxTransformerBlock",
-    "FluxSingleTransformerBlock",
-)
-BATCH = 16
-UNITS_PER_PASS = 16
+LEARNED_BITS = 4
 LOW, HIGH = -0.1, 1.1  # h reaches 0 and 1 at finite a
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
-    """One weight to learn the rounding of.
-
-    values : (as the weight) float32 what is quantized; step : its scales, element by element; row : the element format
-    start  : values on the grid to begin with
-    rest   : added to the rounded values to give the weight the layer multiplies by (a low-rank branch), or None
-    """
-
-    path: str
-    values: "Tensor"
-    step: "Tensor"
-    row: "Format"
-    start: "Tensor"
-    rest: "Tensor | None" = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long to learn: steps per unit, samples kept per unit, samples per step, Adam's step size, lambda,
-    and h on the side of the start."""
+    """How long to learn: steps per unit, samples per step, Adam's step sizes, lambda, h on the side of the start."""
 
     steps: int = 300
-    samples: int = 160
     batch: int = 8
     rate: float = 0.02
+    scale_rate: float = 1e-3
     strength: float = 5.0
     certainty: float = 0.95
+    warm: float = 0.2
 
 
-def learn(request: Request, calibration: Calibration, targets: Sequence[Target], budget: Budget) -> "dict[str, Tensor]":
-    """Path -> weight values on the grid, for every target."""
-    denoiser = getattr(request.pipe, denoiser_name(request.pipe))
-    units = _units(denoiser, targets)
-    made: dict[str, Tensor] = {}
-    for start in range(0, len(units), UNITS_PER_PASS):
-        group = dict(list(units.items())[start : start + UNITS_PER_PASS])
-        for path, samples in _samples(request, calibration, denoiser, list(group), budget.samples):
-            made |= _reconstruct(denoiser.get_submodule(path), path, group[path], samples, budget)
-    return made
+def learn(
+    unit: Module, path: str, prepared: Sequence[Prepared], seen: "Seen", axes: "Axes", budget: Budget | None = None
+) -> list[Prepared]:
+    """`prepared` with learned roundings (and activation steps), where that helps on samples held back."""
+    budget = budget or Budget(steps=axes.steps)
+    variables = [_Rounding(one, path, budget.certainty) for one in prepared if learnable(one)]
+    inputs = [
+        _Input(one, path, part, index, axes.learn_steps) for one in prepared for index, part in enumerate(one.parts)
+    ]
+    inputs = [one for one in inputs if one.part.activation is not None]
+    trained = [one.log_step for one in inputs if one.log_step is not None]
+    if not variables and not trained:
+        return list(prepared)
+    count = len(seen.calls)
+    held = list(range(0, count, 5))
+    used = [i for i in range(count) if i % 5] or held
+    fixed = {_name(one, path): _effective(one, one.rounded) for one in prepared}
+    with _quantized_inputs(unit, inputs):
+        reference = _error(unit, fixed, seen, held)
+        groups = [{"params": [v.variable for v in variables], "lr": budget.rate}] if variables else []
+        groups += [{"params": trained, "lr": budget.scale_rate}] if trained else []
+        optimizer = torch.optim.Adam(groups)
+        generator = torch.Generator().manual_seed(0)
+        warm = int(budget.steps * budget.warm)
+        with torch.enable_grad():
+            for step in range(budget.steps):
+                chosen = torch.randint(len(used), (budget.batch,), generator=generator).tolist()
+                call, wanted = _batch(seen, [used[i] for i in chosen])
+                softs = [v.soft() for v in variables]
+                weights = fixed | {v.name: weight for v, (weight, _) in zip(variables, softs, strict=True)}
+                output = first(torch.func.functional_call(unit, weights, call.args, dict(call.kwargs)))
+                loss = (output - wanted).square().mean() / max(reference, 1e-20)
+                if step >= warm and variables:
+                    beta = 20 - 18 * (step - warm) / max(budget.steps - warm, 1)
+                    total = sum(h.numel() for _, h in softs)
+                    hard = sum((1 - (2 * h - 1).abs().clamp(min=1e-6) ** beta).sum() for _, h in softs)
+                    loss = loss + budget.strength * hard / total
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        learned = {id(v.one): v.hardened() for v in variables}
+        made = [replace(one, rounded=learned.get(id(one), one.rounded)) for one in prepared]
+        better = {_name(one, path): _effective(one, one.rounded) for one in made}
+        if _error(unit, better, seen, held) >= reference:
+            return list(prepared)
+    return [replace(one, parts=_parts(one, inputs)) for one in made]
 
 
-def _units(denoiser: "Module", targets: Sequence[Target]) -> dict[str, list[Target]]:
-    """Unit path -> the targets inside, in the order the denoiser defines them."""
-    blocks = [path for path, module in denoiser.named_modules() if type(module).__name__ in BLOCKS]
-    units: dict[str, list[Target]] = {}
-    for target in targets:
-        inside = next((path for path in blocks if target.path.startswith(f"{path}.")), target.path)
-        units.setdefault(inside, []).append(target)
-    return units
+def learnable(one: Prepared) -> bool:
+    """Whether a layer's rounding is learned: at most `LEARNED_BITS`, and a start to learn from."""
+    return one.rounded is not None and one.row.bits <= LEARNED_BITS
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sample:
-    """One image's part of a unit's call: batch axis of length 1 on every tensor that had one."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    output: "Tensor"
+def _name(one: Prepared, unit: str) -> str:
+    inner = one.layer.path[len(unit) :].removeprefix(".")
+    return f"{inner}.weight" if inner else "weight"
 
 
-def _samples(
-    request: Request, calibration: Calibration, denoiser: "Module", paths: list[str], count: int
-) -> Iterator[tuple[str, list[_Sample]]]:
-    """Inputs and outputs of each unit along the calibration trajectories, `count` of them spread over all calls."""
-    import torch
+def _effective(one: Prepared, rounded: Tensor | None) -> Tensor:
+    """The weight that the layer multiplies by: values on the grid plus what a side branch has."""
+    if rounded is None:
+        pieces = [
+            scaling.fake_quantize(one.values[:, part.start : part.stop], part.weight, part.scales, 1)
+            for part in one.parts
+        ]
+        rounded = torch.cat(pieces, 1)
+    if one.branch is None:
+        return rounded
+    return one.layer.module.get_parameter("weight").detach().float() - one.values + rounded
 
-    kept: dict[str, list[_Sample]] = {path: [] for path in paths}
-    calls = -(-len(calibration.captions) // BATCH) * calibration.steps
-    generator = torch.Generator().manual_seed(0)
 
-    def hook(path: str) -> Any:
-        def keep(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-            size = len(_first(output))
-            for index in torch.randperm(size, generator=generator)[: -(-count // calls)].tolist():
-                part = lambda value: _cut(value, index, size)  # noqa: B023, E731 - used before the loop goes on
-                kept[path].append(
-                    _Sample(
-                        args=tuple(part(value) for value in args),
-                        kwargs={name: part(value) for name, value in kwargs.items()},
-                        output=part(_first(output)),
-                    )
-                )
+class _Rounding:
+    """The rounding variable of one weight."""
 
-        return keep
+    def __init__(self, one: Prepared, unit: str, certainty: float) -> None:
+        step, zero = one.spread(lambda scales: scales.step), one.spread(lambda scales: scales.zero)
+        if step is None or one.rounded is None:
+            raise ValueError(f"layer {one.layer.path} has no grid to learn on")
+        self.one, self.name, self.step = one, _name(one, unit), step
+        self.zero: Any = 0.0 if zero is None else zero
+        begin = rounding.nearest(one.rounded / step + self.zero, torch.ones_like(step), one.row)
+        wanted = one.values / step + self.zero
+        # The pair of neighbours that holds the start, on the side of the full-precision weight.
+        aside = torch.where(begin < wanted, 1.0, -1.0) * rounding.neighbours(begin, one.row)[1] / 8
+        inside = torch.where((begin - wanted).abs() > aside.abs(), begin + aside, wanted)
+        self.lower, self.unit = rounding.neighbours(inside, one.row)
+        up = (begin - self.lower - self.unit).abs() < (begin - self.lower).abs()
+        h = torch.where(up, certainty, 1 - certainty)
+        size = self.unit * step
+        self.size = (size / size.max().clamp(min=2.0**-126)).clamp(min=2.0**-8)
+        self.variable = (torch.log((h - LOW) / (HIGH - h)) * self.size).requires_grad_()
+        self.rest = _effective(one, one.rounded) - one.rounded if one.branch is not None else None
 
-    handles = [denoiser.get_submodule(path).register_forward_hook(hook(path), with_kwargs=True) for path in paths]
+    def soft(self) -> tuple[Tensor, Tensor]:
+        """(weight, h)."""
+        h = (torch.sigmoid(self.variable / self.size) * (HIGH - LOW) + LOW).clamp(0, 1)
+        weight = (self.lower + self.unit * h - self.zero) * self.step
+        return weight if self.rest is None else weight + self.rest, h
+
+    def hardened(self) -> Tensor:
+        """The values on the grid. ArithmeticError if one is no legal code, which cannot happen."""
+        scaled = self.lower + self.unit * (self.variable.detach() >= 0)
+        again = rounding.nearest(scaled, torch.ones_like(scaled), self.one.row)
+        # Neighbours and units are small multiples of powers of two: sums and comparisons are exact.
+        if not torch.equal(again, scaled):
+            raise ArithmeticError(f"learned rounding of {self.one.layer.path} left the grid of {self.one.row.name}")
+        return (scaled - self.zero) * self.step
+
+
+class _Input:
+    """The quantizer of the input channels of one part of a layer, with a step to learn or not."""
+
+    def __init__(self, one: Prepared, unit: str, part: Part, index: int, learn_steps: bool) -> None:
+        self.one, self.part, self.index = one, part, index
+        self.inner = _name(one, unit).removesuffix("weight").removesuffix(".")
+        self.log_step: Tensor | None = None
+        scales = part.input_scales
+        if learn_steps and scales is not None and scales.step.ndim == 0 and part.activation is not None:
+            self.log_step = scales.step.log().requires_grad_()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        quantizer = self.part.activation
+        if quantizer is None:
+            return x
+        axis = -1 if self.one.layer.kind == "Linear" else 1
+        values = x if self.one.transform is None else self.one.transform(x)
+        scales = self.part.input_scales
+        if self.log_step is not None and scales is not None and isinstance(quantizer.row, Format):
+            return gradient.rounded(values, self.log_step.exp(), scales.zero, quantizer.row)
+        with torch.no_grad():
+            if scales is None or quantizer.steps > 1:
+                scales = scaling.find(values, replace(quantizer, steps=1), axis, 0)
+            rounded = scaling.fake_quantize(values, quantizer, scales, axis)
+        return values + (rounded - values).detach()
+
+    def scales(self) -> Any:
+        """The part's input scales with the step that was learned."""
+        scales = self.part.input_scales
+        if self.log_step is None or scales is None:
+            return scales
+        return replace(scales, step=self.log_step.detach().exp())
+
+
+def _parts(one: Prepared, inputs: Sequence[_Input]) -> tuple[Part, ...]:
+    mine = {entry.index: entry for entry in inputs if entry.one.layer.path == one.layer.path}
+    return tuple(
+        replace(part, input_scales=mine[i].scales()) if i in mine else part for i, part in enumerate(one.parts)
+    )
+
+
+@contextmanager
+def _quantized_inputs(unit: Module, inputs: Sequence[_Input]) -> Iterator[None]:
+    """The unit's layers see quantized inputs while inside."""
+    by_layer: dict[str, list[_Input]] = {}
+    for entry in inputs:
+        by_layer.setdefault(entry.inner, []).append(entry)
+
+    def hook(entries: list[_Input]) -> Any:
+        def quantize(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            x = args[0]
+            if len(entries) == 1 and len(entries[0].one.parts) == 1:
+                return (entries[0](x), *args[1:])
+            axis = -1 if entries[0].one.layer.kind == "Linear" else 1
+            pieces = [entry(x.narrow(axis, entry.part.start, entry.part.stop - entry.part.start)) for entry in entries]
+            return (torch.cat(pieces, axis), *args[1:])
+
+        return quantize
+
+    handles = [
+        unit.get_submodule(inner).register_forward_pre_hook(hook(entries)) for inner, entries in by_layer.items()
+    ]
     try:
-        for start in range(0, len(calibration.captions), BATCH):
-            part = slice(start, start + BATCH)
-            captions, seeds = calibration.captions[part], calibration.seeds[part]
-            call(request.pipe, captions, seeds, calibration.steps, calibration.guidance, output="latent")
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    for path in paths:
-        if not kept[path]:
-            raise ValueError(f"{path} was not called during calibration")
-        yield path, kept.pop(path)
 
 
-def _first(output: Any) -> "Tensor":
-    made: Tensor = output[0] if isinstance(output, tuple) else output
-    return made
+def _batch(seen: "Seen", chosen: Sequence[int]) -> tuple[Call, Tensor]:
+    return joined([seen.calls[i] for i in chosen]), torch.cat([seen.outputs[i] for i in chosen])
 
 
-def _cut(value: Any, index: int, size: int) -> Any:
-    import torch
-
-    if isinstance(value, torch.Tensor) and value.ndim and len(value) == size:
-        return value[index : index + 1].detach().clone()
-    return value
-
-
-def _join(samples: Sequence[_Sample]) -> tuple[tuple[Any, ...], dict[str, Any], "Tensor"]:
-    import torch
-
-    def together(values: Sequence[Any]) -> Any:
-        if isinstance(values[0], torch.Tensor) and values[0].ndim and len(values[0]) == 1:
-            return torch.cat(list(values))
-        return values[0]
-
-    args = tuple(together([sample.args[i] for sample in samples]) for i in range(len(samples[0].args)))
-    kwargs = {name: together([sample.kwargs[name] for sample in samples]) for name in samples[0].kwargs}
-    return args, kwargs, torch.cat([sample.output for sample in samples])
-
-
-class _Variable:
-    """The rounding variable of one weight."""
-
-    def __init__(self, target: Target, inner: str, certainty: float) -> None:
-        import torch
-
-        from fpsim.nn import rounding
-
-        self.target = target
-        self.name = f"{inner}.weight" if inner else "weight"
-        begin, wanted = target.start / target.step, target.values / target.step
-        # The pair of neighbours that holds the start, on the side of the full-precision weight.
-        aside = torch.where(begin < wanted, 1.0, -1.0) * rounding.neighbours(begin, target.row)[1] / 8
-        inside = torch.where((begin - wanted).abs() > aside.abs(), begin + aside, wanted)
-        self.lower, self.unit = rounding.neighbours(inside, target.row)
-        up = (begin - self.lower - self.unit).abs() < (begin - self.lower).abs()
-        h = torch.where(up, certainty, 1 - certainty)
-        size = self.unit * target.step
-        self.size = (size / size.max().clamp(min=2.0**-126)).clamp(min=2.0**-8)
-        self.variable = (torch.log((h - LOW) / (HIGH - h)) * self.size).requires_grad_()
-
-    def soft(self) -> "tuple[Tensor, Tensor]":
-        """(weight, h)."""
-        import torch
-
-        h = (torch.sigmoid(self.variable / self.size) * (HIGH - LOW) + LOW).clamp(0, 1)
-        return self._weight((self.lower + self.unit * h) * self.target.step), h
-
-    def hard(self) -> "Tensor":
-        """The values on the grid."""
-        return (self.lower + self.unit * (self.variable.detach() >= 0)) * self.target.step
-
-    def _weight(self, values: "Tensor") -> "Tensor":
-        return values if self.target.rest is None else values + self.target.rest
-
-    def named(self, values: "Tensor") -> "tuple[str, Tensor]":
-        return self.name, self._weight(values)
-
-
-def _reconstruct(
-    unit: "Module", path: str, targets: list[Target], samples: list[_Sample], budget: Budget
-) -> "dict[str, Tensor]":
-    import torch
-
-    held, used = samples[::5], [sample for i, sample in enumerate(samples) if i % 5] or samples
-    variables = [_Variable(t, t.path[len(path) :].removeprefix("."), budget.certainty) for t in targets]
-    reference = _error(unit, dict(v.named(v.target.start) for v in variables), held)
-    optimizer = torch.optim.Adam([v.variable for v in variables], lr=budget.rate)
-    generator = torch.Generator().manual_seed(0)
-    warm = budget.steps // 5
-    with torch.enable_grad():
-        for step in range(budget.steps):
-            chosen = torch.randint(len(used), (budget.batch,), generator=generator).tolist()
-            args, kwargs, wanted = _join([used[i] for i in chosen])
-            softs = [v.soft() for v in variables]
-            weights = {v.name: weight for v, (weight, _) in zip(variables, softs, strict=True)}
-            output = _first(torch.func.functional_call(unit, weights, args, kwargs))
-            loss = (output - wanted).square().mean() / max(reference, 1e-20)
-            if step >= warm:
-                beta = 20 - 18 * (step - warm) / max(budget.steps - warm, 1)
-                total = sum(h.numel() for _, h in softs)
-                hard = sum((1 - (2 * h - 1).abs().clamp(min=1e-6) ** beta).sum() for _, h in softs)
-                loss = loss + budget.strength * hard / total
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    learned = {v.target.path: _legal(v) for v in variables}
-    if _error(unit, dict(v.named(learned[v.target.path]) for v in variables), held) < reference:
-        return learned
-    return {target.path: target.start for target in targets}
-
-
-def _legal(variable: _Variable) -> "Tensor":
-    """The hardened values, which must be legal codes at the layer's scales."""
-    import torch
-
-    from fpsim.nn import rounding
-
-    values, target = variable.hard(), variable.target
-    scaled = values / target.step
-    again = rounding.nearest(scaled, torch.ones_like(scaled), target.row)
-    # One multiplication and one division, 2^-24 each; neighbouring codes of a 4-bit grid lie 1e-1 apart.
-    if not torch.allclose(again, scaled, rtol=1e-5, atol=0):
-        raise ArithmeticError(f"learned rounding of {target.path} left the grid of {target.row.name}")
-    return again * target.step
-
-
-def _error(unit: "Module", weights: "dict[str, Tensor]", samples: list[_Sample]) -> float:
-    import torch
-
+def _error(unit: Module, weights: dict[str, Tensor], seen: "Seen", chosen: Sequence[int]) -> float:
+    total = 0.0
     with torch.no_grad():
-        total = 0.0
-        for start in range(0, len(samples), BATCH):
-            args, kwargs, wanted = _join(samples[start : start + BATCH])
-            output = _first(torch.func.functional_call(unit, weights, args, kwargs))
+        for start in range(0, len(chosen), 16):
+            call, wanted = _batch(seen, chosen[start : start + 16])
+            output = first(torch.func.functional_call(unit, weights, call.args, dict(call.kwargs)))
             total += float((output - wanted).square().mean()) * len(wanted)
-    return total / len(samples)
+    return total / len(chosen)

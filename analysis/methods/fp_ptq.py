@@ -13,7 +13,7 @@ from analysis.methods import Request, _axes
 if TYPE_CHECKING:
     from torch.nn import Module
 
-AXES = _axes.Axes(weights="search", activations="search", split=True, rounding="learned")
+AXES = _axes.Axes(weights="output-error", activations="tensor-error", split=True, rounding="learned")
 
 
 def quantize(request: Request) -> "Mapping[str, Module]":

@@ -22,7 +22,8 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
 from analysis.scheme import Scheme
 from analysis.scheme import scheme as scheme_called
-from fpsim.nn import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from fpsim.nn import Concatenated, QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from fpsim.nn.concat import sliced
 from fpsim.nn.layer import BUFFERS
 
 if TYPE_CHECKING:
@@ -94,9 +95,7 @@ class FpsimQuantizer(DiffusersQuantizer):
         if recipes is None:
             raise ValueError("the checkpoint's quantization_config lists no layers; it was not saved by this package")
         for path, recipe in recipes.items():
-            source = model.get_submodule(path)
-            kind = QuantizedLinear if isinstance(source, torch.nn.Linear) else QuantizedConv2d
-            model.set_submodule(path, kind.blank(source, recipe))
+            model.set_submodule(path, _blank(model.get_submodule(path), recipe))
 
     def _process_model_after_weight_loading(self, model: "Module", **kwargs: Any) -> "Module":
         if self.pre_quantized:
@@ -155,12 +154,30 @@ def _original(args: tuple[Any, ...], name: str, value: Any) -> Any:
     return state.get(name, value)
 
 
+def _blank(source: Any, recipe: Mapping[str, Any]) -> "Module":
+    """A layer without codes in the place of `source`."""
+    kind = QuantizedLinear if isinstance(source, torch.nn.Linear) else QuantizedConv2d
+    if "parts" not in recipe:
+        return kind.blank(source, recipe)
+    halves, start = [], 0
+    for part in recipe["parts"]:
+        stop = start + part["channels"]
+        halves.append(kind.blank(sliced(source, start, stop), part))
+        start = stop
+    return Concatenated(halves)
+
+
 def remember(denoiser: Any, scheme: Scheme) -> None:
     """Write the recipe of a quantized denoiser into its config, so that `save_pretrained` saves it.
 
     A denoiser with a layer that cannot be described (a free MatmulSpec) is left alone; saving it would lose it.
     """
-    recipes = {path: layer.recipe() for path, layer in denoiser.named_modules() if isinstance(layer, QuantizedLayer)}
+    outer = [path for path, layer in denoiser.named_modules() if isinstance(layer, Concatenated)]
+    recipes = {
+        path: layer.recipe()
+        for path, layer in denoiser.named_modules()
+        if isinstance(layer, (QuantizedLayer, Concatenated)) and not path.startswith(tuple(f"{one}." for one in outer))
+    }
     denoiser.register_to_config(quantization_config=FpsimConfig(scheme=scheme, layers=recipes))
 
 

@@ -30,12 +30,21 @@ class Statistics:
 
     gram : (K, K) float32, mean of x^T x over the rows drawn
     rows : (R, K) float32, some of them
-    channel_max : (channels,) largest magnitude of each input channel over everything that passed
+    channel_low, channel_high : (channels,) ends of each input channel over everything that passed
+    cross : (K, K) float32, mean of x^T z over the same rows, x as in `gram` behind quantized layers, z the same input
+            in full precision; None where x is in full precision itself
     """
 
     gram: "Tensor"
     rows: "Tensor"
-    channel_max: "Tensor"
+    channel_low: "Tensor"
+    channel_high: "Tensor"
+    cross: "Tensor | None" = None
+
+    @property
+    def channel_max(self) -> "Tensor":
+        """(channels,) largest magnitude of each input channel."""
+        return self.channel_high.maximum(-self.channel_low)
 
 
 def statistics(
@@ -91,7 +100,7 @@ def _one_pass(
     count = len(calibration.captions)
     calls = -(-count // BATCH) * calibration.steps
     taps = {
-        layer.path: _Tap(layer, -(-gram_rows // calls), -(-kept_rows // calls), seed + i)
+        layer.path: Tap(layer, -(-gram_rows // calls), -(-kept_rows // calls), seed + i)
         for i, layer in enumerate(layers)
     }
     handles = [layer.module.register_forward_pre_hook(taps[layer.path]) for layer in layers]
@@ -113,8 +122,8 @@ def _one_pass(
         yield layer, taps[layer.path].result()
 
 
-class _Tap:
-    """A forward-pre-hook that draws rows of a layer's input."""
+class Tap:
+    """A forward-pre-hook that draws rows of a layer's input; `gram_rows` and `kept_rows` of each call."""
 
     def __init__(self, layer: Layer, gram_rows: int, kept_rows: int, seed: int) -> None:
         import torch
@@ -123,20 +132,30 @@ class _Tap:
         self.gram_rows, self.kept_rows = gram_rows, kept_rows
         self.generator = torch.Generator().manual_seed(seed)
         self.gram: Any = 0.0
+        self.cross: Any = None
         self.count = 0
         self.rows: list[Tensor] = []
-        self.channel_max: Any = 0.0
+        self.latest: Tensor | None = None
+        self.low: Any = float("inf")
+        self.high: Any = -float("inf")
 
     def __call__(self, _: Any, args: tuple[Any, ...]) -> None:
-        import torch
-
         x = args[0].detach().float()
         channels = x.flatten(0, -2) if self.layer.kind == "Linear" else x.movedim(1, -1).flatten(0, -2)
-        self.channel_max = torch.maximum(channels.abs().amax(0), torch.as_tensor(self.channel_max, device=x.device))
+        self.low = channels.amin(0).clamp(max=self.low)
+        self.high = channels.amax(0).clamp(min=self.high)
         rows = draw(self.layer.module, x, self.gram_rows, self.generator)
         self.gram = self.gram + rows.T @ rows
         self.count += len(rows)
         self.rows.append(rows[: self.kept_rows])
+        self.latest = rows
+
+    def pair(self, other: "Tap") -> None:
+        """Count the latest rows of this tap with those of `other`, which saw the same rows in full precision."""
+        if self.latest is not None and other.latest is not None:
+            product = self.latest.T @ other.latest
+            self.cross = product if self.cross is None else self.cross + product
+        self.latest = other.latest = None
 
     def result(self) -> Statistics:
         import torch
@@ -146,7 +165,13 @@ class _Tap:
         gram = self.gram / self.count
         if not torch.isfinite(gram).all():
             raise ValueError(f"the input of layer {self.layer.path} has NaN or Inf in full precision")
-        return Statistics(gram=gram, rows=torch.cat(self.rows), channel_max=self.channel_max)
+        return Statistics(
+            gram=gram,
+            rows=torch.cat(self.rows),
+            channel_low=self.low,
+            channel_high=self.high,
+            cross=None if self.cross is None else self.cross / self.count,
+        )
 
 
 def draw(module: Any, x: "Tensor", count: int, generator: Any) -> "Tensor":

@@ -15,6 +15,7 @@ _HOMES = {
     "QuantizedLayer": "layer",
     "QuantizedLinear": "linear",
     "QuantizedConv2d": "conv",
+    "Concatenated": "concat",
 }
 
 __all__ = sorted(_HOMES)

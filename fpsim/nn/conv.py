@@ -48,11 +48,8 @@ class QuantizedConv2d(QuantizedLayer):
         )
         return torch.nn.Sequential(down, torch.nn.Conv2d(rank, source.out_channels, 1, bias=False))
 
-    def multiply(self, values: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.float()
-        return torch.nn.functional.conv2d(
-            values, self.weight, bias, self.stride, self.padding, self.dilation, self.groups
-        )
+    def multiply(self, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.nn.functional.conv2d(values, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def exact(self, values: Tensor, spec: MatmulSpec) -> Tensor:
         codes, quantizer, scales = self.encode_input(values)

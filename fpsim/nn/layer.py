@@ -5,6 +5,7 @@ they stand for (`weight`, not saved), which is what the "quantize" arithmetic mu
 precision and is shared with the layer it was made from.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Self
@@ -21,7 +22,17 @@ from fpsim.nn.scaling import Scales
 from fpsim.spec import MatmulSpec
 
 #: What is saved of a layer, beside its bias, transform and branch.
-BUFFERS = ("weight_codes", "weight_step", "weight_scale_codes", "weight_tensor_scale", "input_step")
+BUFFERS = (
+    "weight_codes",
+    "weight_step",
+    "weight_scale_codes",
+    "weight_tensor_scale",
+    "weight_zero",
+    "input_step",
+    "input_zero",
+)
+#: (lowest, highest)
+Range = tuple[float, float]
 _WIDE = (torch.bfloat16, torch.float16)
 
 
@@ -31,8 +42,8 @@ class QuantizedLayer(nn.Module):
     weight_quantizer, activation_quantizer : how the operands are quantized; no activation quantizer: weight-only
     spec         : None multiplies values on the grid in float32; a MatmulSpec sends codes through it
     weight_codes : codes in the shape of the weight (wide casts: the values in their own dtype)
-    weight_step, weight_scale_codes, weight_tensor_scale : the weight's `Scales`
-    input_step   : float32 scalar, the scale of static activations; None for dynamic ones
+    weight_step, weight_scale_codes, weight_tensor_scale, weight_zero : the weight's `Scales`
+    input_step, input_zero : those of static activations, a scalar or one per timestep group; None for dynamic ones
     weight       : float32 values of the codes
     """
 
@@ -41,7 +52,9 @@ class QuantizedLayer(nn.Module):
     weight_step: Tensor | None
     weight_scale_codes: Tensor | None
     weight_tensor_scale: Tensor | None
+    weight_zero: Tensor | None
     input_step: Tensor | None
+    input_zero: Tensor | None
     weight: Tensor
 
     def __init__(
@@ -50,7 +63,8 @@ class QuantizedLayer(nn.Module):
         *,
         weight: Quantizer,
         activation: Quantizer | None = None,
-        input_max: float | Sequence[float] | None = None,
+        input_range: float | Range | Sequence[Range] | None = None,
+        input_scales: Scales | None = None,
         spec: MatmulSpec | None = None,
         values: Tensor | None = None,
         scales: Scales | None = None,
@@ -63,8 +77,10 @@ class QuantizedLayer(nn.Module):
         weight.check_weight()
         if activation is not None:
             activation.check_activation()
-        if spec is not None and activation is None:
-            raise ValueError("exact arithmetic multiplies codes by codes: give an activation quantizer too")
+            if activation.one_sided is not None:
+                raise ValueError(f"activations {activation}: calibration decides first which of the two, see `seen`")
+        if spec is not None:
+            _check_exact(weight, activation)
         self.weight_quantizer = weight
         self.activation_quantizer = activation
         self.spec = spec
@@ -84,15 +100,20 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("weight_step", None if scales is None else scales.step, persistent=not weight.is_block)
         self.register_buffer("weight_scale_codes", None if scales is None else scales.codes)
         self.register_buffer("weight_tensor_scale", None if scales is None else scales.tensor)
+        self.register_buffer("weight_zero", None if scales is None else scales.zero)
         self.register_buffer("weight", weight_values(codes, weight, scales), persistent=False)
-        self.register_buffer("input_step", _input_step(activation, input_max, clock, values.device))
+        kept = _input_scales(activation, input_range, input_scales, clock, values.device)
+        self.register_buffer("input_step", None if kept is None else kept.step)
+        self.register_buffer("input_zero", None if kept is None else kept.zero)
 
     @classmethod
     def from_float(cls, source: Any, **options: Any) -> Self:
         """The quantized version of `source`, which is not changed; its bias is shared.
 
         weight, activation : Quantizer (activation None: weight-only)
-        input_max : largest input magnitude, for a static activation quantizer (one per timestep group if it has those)
+        input_range  : for static activations: (lowest, highest) input, one per timestep group if there are several; a
+                       number alone is the largest magnitude
+        input_scales : the same as finished scales, in place of a range
         spec      : MatmulSpec for exact arithmetic, None for values in float32
         values    : float32 weight to quantize in place of the source's own (a transformed one, a residual)
         scales    : the weight's scales, by default from its largest magnitudes
@@ -149,7 +170,7 @@ class QuantizedLayer(nn.Module):
         """Fill one buffer from what `state_dict` wrote; codes come packed."""
         if name == "weight_codes" and not self.weight_quantizer.is_cast:
             row = element_format(self.weight_quantizer)
-            value = packing.unpack(value, row.bits, self.shape, row.kind == "int")
+            value = packing.unpack(value, row.bits, self.shape, row.kind == "int" and row.signed)
         self._buffers[name] = value
 
     def refresh(self) -> None:
@@ -180,34 +201,52 @@ class QuantizedLayer(nn.Module):
         """The weight's scales, None for a cast."""
         if self.weight_step is None:
             return None
-        return Scales(step=self.weight_step, codes=self.weight_scale_codes, tensor=self.weight_tensor_scale)
+        return Scales(
+            step=self.weight_step,
+            codes=self.weight_scale_codes,
+            tensor=self.weight_tensor_scale,
+            zero=self.weight_zero,
+        )
 
     def input_scales(self, x: Tensor) -> Scales | None:
         """Scales of one input: the calibrated ones, or from `x` itself."""
         if self.activation_quantizer is None or self.activation_quantizer.is_cast:
             return None
         if self.input_step is not None:
-            grouped = self.clock is not None and self.input_step.ndim
-            return Scales(step=self.input_step[self.clock.group] if grouped and self.clock else self.input_step)
+            at: Any = self.clock.group if self.clock is not None and self.input_step.ndim else ()
+            return Scales(step=self.input_step[at], zero=None if self.input_zero is None else self.input_zero[at])
         return scaling.find(x, self.activation_quantizer, self.CHANNEL_AXIS, sample_axis=0)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output, in the dtype of `x`; the work in between is float32."""
         values = x.float() if self.transform is None else self.transform(x.float())
-        if self.spec is not None:
-            y = self.exact(values, self.spec)
-        elif self.activation_quantizer is None:
-            y = self.multiply(values)
+        bias = None if self.bias is None else self.bias.float()
+        if self.activation_quantizer is None:
+            y = self.multiply(values, self.weight, bias)
         else:
             scales = self.input_scales(values)
-            y = self.multiply(scaling.fake_quantize(values, self.activation_quantizer, scales, self.CHANNEL_AXIS))
+            if self.spec is not None:
+                y = self.exact(values, self.spec)
+                if scales is not None and scales.zero is not None:
+                    y = y - self.zero_term(values, scales.zero * scales.step)
+            else:
+                rounded = scaling.fake_quantize(values, self.activation_quantizer, scales, self.CHANNEL_AXIS)
+                y = self.multiply(rounded, self.weight, bias)
         if self.branch is not None:
             y = y + self.branch(values)
         return y.to(x.dtype)
 
-    def multiply(self, values: Tensor) -> Tensor:
-        """float32 values times the weight's values, plus bias."""
+    def multiply(self, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """float32 values times float32 weights with this layer's geometry, plus bias."""
         raise NotImplementedError
+
+    def zero_term(self, values: Tensor, shift: Tensor) -> Tensor:
+        """What `exact` counted too much because codes stand for x + shift: shift times the sums of the weights.
+
+        Padding is code 0 in the codes' product and has no shift, so at the border only the taps inside count.
+        """
+        plane = shift.expand_as(values.narrow(self.CHANNEL_AXIS, 0, 1)).contiguous()
+        return self.multiply(plane, self.weight.sum(1, keepdim=True), None)
 
     def exact(self, values: Tensor, spec: MatmulSpec) -> Tensor:
         """The layer with every product and sum on `spec`: quantize, multiply codes, dequantize, add the bias."""
@@ -256,24 +295,56 @@ def weight_values(codes: Tensor, quantizer: Quantizer, scales: Scales | None) ->
     return values.clone(memory_format=torch.contiguous_format)  # kernels round differently for other memory layouts
 
 
-def _input_step(
+def _check_exact(weight: Quantizer, activation: Quantizer | None) -> None:
+    """Raise ValueError for operands whose codes cannot be multiplied as they are."""
+    if activation is None:
+        raise ValueError("exact arithmetic multiplies codes by codes: give an activation quantizer too")
+    if weight.has_zero:
+        raise ValueError(
+            f"exact arithmetic takes weights without a zero point, and {weight.format!r} has one: "
+            "use a signed format, or the arithmetic 'quantize'"
+        )
+    if activation.has_zero and activation.block is not None:
+        raise ValueError(
+            f"exact arithmetic takes one zero point per tensor or token, not per block of {activation.block}: "
+            f"use granularity 'tensor' or 'token' with {activation.format!r}"
+        )
+
+
+def _input_scales(
     activation: Quantizer | None,
-    input_max: float | Sequence[float] | None,
+    given: float | Range | Sequence[Range] | None,
+    scales: Scales | None,
     clock: Clock | None,
     device: torch.device,
-) -> Tensor | None:
-    """Scale of static activations, one per timestep group if there are several."""
-    if activation is None or not activation.needs_calibration:
+) -> Scales | None:
+    """Scales of static activations, one per timestep group if there are several."""
+    if activation is None or not activation.is_static or isinstance(activation.row, BlockFormat):
         return None
-    largest = [input_max] if input_max is None or isinstance(input_max, (int, float)) else list(input_max)
-    if any(value is None or not 0 <= value < float("inf") for value in largest):
+    if scales is None:
+        pairs = _pairs(given)
+        if not pairs or any(not -math.inf < low <= high < math.inf for low, high in pairs):
+            raise ValueError(
+                f"activations {activation} are static: their range is needed, got {given}; calibrate first"
+            )
+        ends = torch.tensor(pairs, dtype=torch.float32, device=device).T
+        scales = scaling.from_range(ends[0], ends[1], activation.row)
+        if len(pairs) == 1:
+            scales = Scales(step=scales.step[0], zero=None if scales.zero is None else scales.zero[0])
+    count = scales.step.numel()
+    if count != activation.steps or (activation.steps > 1 and clock is None):
         raise ValueError(
-            f"activations {activation} are static: their largest magnitude is needed, got {input_max}; calibrate first"
+            f"activations {activation} have {activation.steps} timestep groups: give as many ranges (got {count}) "
+            "and a clock"
         )
-    if len(largest) != activation.steps or (activation.steps > 1 and clock is None):
-        raise ValueError(
-            f"activations {activation} have {activation.steps} timestep groups: give as many magnitudes "
-            f"(got {len(largest)}) and a clock"
-        )
-    made = scaling.from_max_abs(torch.tensor(largest, dtype=torch.float32, device=device), activation.row.max)
-    return made if activation.steps > 1 else made[0]
+    return scales
+
+
+def _pairs(given: float | Range | Sequence[Range] | None) -> list[Range]:
+    """The ranges of `from_float`'s argument, one per timestep group."""
+    if given is None:
+        return []
+    if isinstance(given, (int, float)):
+        return [(-float(given), float(given))]
+    flat = [entry for entry in given if isinstance(entry, (int, float))]
+    return [(flat[0], flat[1])] if len(flat) == 2 else [entry for entry in given if isinstance(entry, tuple)]

@@ -24,9 +24,8 @@ class QuantizedLinear(QuantizedLayer):
             torch.nn.Linear(rank, source.out_features, bias=False),
         )
 
-    def multiply(self, values: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.float()
-        return torch.nn.functional.linear(values, self.weight, bias)
+    def multiply(self, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.nn.functional.linear(values, weight, bias)
 
     def exact(self, values: Tensor, spec: MatmulSpec) -> Tensor:
         codes, quantizer, scales = self.encode_input(values)

@@ -2,7 +2,9 @@
 
 A quantizer is a format plus two choices. *Granularity* says which elements share a scale factor; *range* says where the
 scale comes from: stored beforehand ("static": weights, calibrated activations) or taken from the tensor at hand
-("dynamic"). Scales are symmetric: the largest magnitude of each group lands on the largest magnitude of the format.
+("dynamic"). Signed formats are symmetric: the largest magnitude of each group lands on the largest magnitude of the
+format. Unsigned formats have a zero point beside the scale, the value of the format that stands for 0: the lowest and
+the highest value of a group (0 included) land on the ends of the format, and 0 stays 0 exactly, which padding needs.
 
 - ``tensor``: one scale. For dynamic activations one per sample, that is per entry of the first axis.
 - ``channel``: weights only, one scale per output channel. An input channel's scale could not leave the sum.
@@ -17,7 +19,7 @@ This module imports no torch: schemes are read and priced without it.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, get_args
 
@@ -40,6 +42,8 @@ class Quantizer:
     range       : "static" or "dynamic"; weights are always static
     group       : elements per scale for granularity "block" with a scalar format (float32 scales); None otherwise
     steps       : static activations: number of equal parts of the denoising trajectory with a range of their own
+    one_sided   : activations: unsigned format to use instead where calibration saw (nearly) no negative inputs, as
+                  after SiLU, GELU and softmax; half the codes of a signed format lie idle there (arXiv:2505.21591)
 
     Raises ValueError for an unknown name or a combination without a meaning.
     """
@@ -49,6 +53,7 @@ class Quantizer:
     range: Range = "static"
     group: int | None = None
     steps: int = 1
+    one_sided: str | None = None
 
     def __post_init__(self) -> None:
         found = resolve(self.format)  # raises with the list of known names
@@ -58,6 +63,14 @@ class Quantizer:
             raise ValueError(f"steps={self.steps!r} must be a whole number, at least 1")
         if self.steps > 1 and self.range != "static":
             raise ValueError(f"steps={self.steps} belongs to static ranges; dynamic ones follow every input anyway")
+        if self.one_sided is not None:
+            other = resolve(self.one_sided)
+            if isinstance(other, BlockFormat) or other.signed or isinstance(found, BlockFormat) or not found.signed:
+                raise ValueError(
+                    f"one_sided={self.one_sided!r} must be an unsigned scalar format beside a signed one, "
+                    f"such as 'ue2m2' beside 'e2m1'; format is {self.format!r}"
+                )
+            _check_unsigned(other)
         if isinstance(found, BlockFormat):
             if self.granularity != "block":
                 raise ValueError(
@@ -70,7 +83,7 @@ class Quantizer:
         if found.kind == "codebook":
             raise ValueError(f"format {self.format!r} is a codebook; layers take float, integer and block formats")
         if not found.signed:
-            raise ValueError(f"format {self.format!r} is unsigned; symmetric scales need a signed one, such as 'int8'")
+            _check_unsigned(found)
         if self.granularity == "block":
             if not isinstance(self.group, int) or self.group < 1:
                 raise ValueError(f"granularity 'block' with {self.format!r} needs group >= 1, got {self.group!r}")
@@ -95,6 +108,11 @@ class Quantizer:
         return isinstance(self.row, Format) and self.row.kind == "float" and self.row.bits >= CAST_BITS
 
     @property
+    def has_zero(self) -> bool:
+        """Whether values are shifted by a zero point: those of unsigned formats."""
+        return isinstance(self.row, Format) and not self.row.signed
+
+    @property
     def block(self) -> int | None:
         """Elements per block scale along the channels, None when the granularity is not "block"."""
         return self.row.block if isinstance(self.row, BlockFormat) else self.group
@@ -102,7 +120,21 @@ class Quantizer:
     @property
     def needs_calibration(self) -> bool:
         """Whether an activation quantizer like this one needs a range measured beforehand."""
+        return self.is_static or self.one_sided is not None
+
+    @property
+    def is_static(self) -> bool:
+        """Whether an activation quantizer like this one keeps its scale from one input to the next."""
         return self.range == "static" and not self.is_cast
+
+    def seen(self, low: float, high: float) -> "Quantizer":
+        """This quantizer for inputs between `low` and `high`: `one_sided` is decided and gone.
+
+        Inputs count as one-sided when their negative part is at most a quarter of the positive one.
+        """
+        if self.one_sided is None:
+            return self
+        return replace(self, format=self.one_sided if -low <= high / 4 else self.format, one_sided=None)
 
     def check_weight(self) -> None:
         """Raise ValueError unless a weight can be quantized this way."""
@@ -112,6 +144,8 @@ class Quantizer:
             raise ValueError("weights are known beforehand: range must be 'static'")
         if self.steps != 1:
             raise ValueError(f"steps={self.steps} is for activations; a weight is the same at every timestep")
+        if self.one_sided is not None:
+            raise ValueError("one_sided is for activations; a weight's own values say which format it needs")
 
     def check_activation(self) -> None:
         """Raise ValueError unless an activation can be quantized this way."""
@@ -131,7 +165,8 @@ class Quantizer:
         place = {"tensor": "per tensor", "channel": "per output channel", "token": "per token"}.get(
             self.granularity, f"per block of {self.block}"
         )
-        return f"{self.format} {place}"
+        other = "" if self.one_sided is None else f", {self.one_sided} where one-sided"
+        return f"{self.format} {place}{other}"
 
 
 _FINITE = re.compile(r"(u?)e([1-8])m([0-7])-finite")
@@ -149,6 +184,13 @@ def resolve(name: str) -> Format | BlockFormat:
         return format_row(name)
     unsigned, exponent, mantissa = found.groups()
     return finite_float(name, int(exponent), int(mantissa), signed=not unsigned, source="arXiv:2408.06995")
+
+
+def _check_unsigned(row: Format) -> None:
+    if not row.zero or row.kind == "codebook":
+        raise ValueError(
+            f"format {row.name!r} has no zero, so no value could stand for 0; use uint8, ue2m2 and the like"
+        )
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -1,6 +1,11 @@
 """Scale factors of torch tensors: who shares one, what it is, and rounding with it.
 
-Symmetric scales only: a group's largest magnitude maps to the format's largest value, scale = amax / max in float32.
+Signed formats: a group's largest magnitude maps to the format's largest value, step = amax / max in float32. Unsigned
+formats: lowest and highest value (0 included) map to the ends, step = (high - low) / max, and x / step is shifted by a
+zero point before rounding, x -> (round(x / step + zero) - zero) * step. The zero point is a value of the format, the
+one nearest to -low / step: so 0 stays 0. For integers this is the usual affine quantization; for floats the fine part
+of the grid comes to lie at the lower end, where SiLU and GELU put most of their values. Against a real-valued zero
+point it loses at most 0.1 dB of SQNR on SiLU and GELU of Gaussians, at 4 bits and a deviation of 4 up to 1 dB.
 MX and NVFP4 choose their scales as `fpsim.quantize` does. `axis` is always the axis of the input channels: -1 for the
 operands of a Linear, 1 for those of a convolution.
 """
@@ -10,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fpsim.formats import BlockFormat
+from fpsim.formats import BlockFormat, Format
 from fpsim.nn import functional
 from fpsim.nn.quantizer import Quantizer
 
@@ -25,11 +30,13 @@ class Scales:
     step   : float32, what a value is divided by; broadcasts against the tensor, or for blocks against its blocked view
     codes  : codes of the block scales (MX, NVFP4), without the axis of length 1 inside a block; None otherwise
     tensor : NVFP4's float32 scale above the block scales; None otherwise
+    zero   : unsigned formats: float32, the value of the format that stands for 0, shaped like `step`; None otherwise
     """
 
     step: Tensor
     codes: Tensor | None = None
     tensor: Tensor | None = None
+    zero: Tensor | None = None
 
 
 def max_abs(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
@@ -52,20 +59,37 @@ def find(x: Tensor, quantizer: Quantizer, axis: int, sample_axis: int | None = N
         keep = sample_axis if row.tensor_scale else None
         step, codes, tensor = functional.block_scales(x, row, axis, keep)
         return Scales(step=step, codes=codes, tensor=tensor)
+    if not row.signed:
+        return from_range(*group_range(x, quantizer, axis, sample_axis), row)
     return Scales(step=from_max_abs(group_max_abs(x, quantizer, axis, sample_axis), row.max))
 
 
 def group_max_abs(x: Tensor, quantizer: Quantizer, axis: int, sample_axis: int | None = None) -> Tensor:
     """Largest magnitude of each group of a scalar-format quantizer; broadcasts like `Scales.step`."""
+    parts, dims = _groups(x, quantizer, axis, sample_axis)
+    return parts.abs() if dims == () else max_abs(parts, dims)
+
+
+def group_range(x: Tensor, quantizer: Quantizer, axis: int, sample_axis: int | None = None) -> tuple[Tensor, Tensor]:
+    """(lowest, highest) value of each group of a scalar-format quantizer; they broadcast like `Scales.step`."""
+    parts, dims = _groups(x, quantizer, axis, sample_axis)
+    if dims is None:
+        low, high = torch.aminmax(parts)
+        return low, high
+    return (parts, parts) if dims == () else (parts.amin(dims, keepdim=True), parts.amax(dims, keepdim=True))
+
+
+def _groups(
+    x: Tensor, quantizer: Quantizer, axis: int, sample_axis: int | None
+) -> tuple[Tensor, tuple[int, ...] | None]:
+    """(x or its blocked view, the axes that run over one group); None for all of them."""
     axis = axis % x.ndim
     if quantizer.block is not None:
-        return max_abs(functional.blocked(x, quantizer.block, axis), (axis + 1,))
+        return functional.blocked(x, quantizer.block, axis), (axis + 1,)
     if quantizer.granularity == "token":
-        return max_abs(x, (axis,))
+        return x, (axis,)
     kept = 0 if quantizer.granularity == "channel" else sample_axis
-    if kept is None:
-        return max_abs(x)
-    return max_abs(x, tuple(dim for dim in range(x.ndim) if dim != kept)) if x.ndim > 1 else x.abs()
+    return x, None if kept is None else tuple(dim for dim in range(x.ndim) if dim != kept)
 
 
 def from_max_abs(amax: Tensor, largest: float) -> Tensor:
@@ -73,51 +97,76 @@ def from_max_abs(amax: Tensor, largest: float) -> Tensor:
     return (amax / largest).clamp_(min=TINY)
 
 
+def from_range(low: Tensor, high: Tensor, row: Format) -> Scales:
+    """Scales that map `low` to `high`, 0 included, onto a scalar format; a signed one takes the larger magnitude."""
+    if row.signed:
+        return Scales(step=from_max_abs(torch.maximum(high, -low), row.max))
+    low = low.clamp(max=0.0)
+    step = from_max_abs(high.clamp(min=0.0) - low, row.max)
+    return Scales(step=step, zero=functional.round_(-low / step, row))
+
+
 def fake_quantize(x: Tensor, quantizer: Quantizer, scales: Scales | None, axis: int) -> Tensor:
     """float32 `x` on its scaled grid: round(x / step) * step, a new tensor of the same shape."""
-    row = quantizer.row
-    element = row.element if isinstance(row, BlockFormat) else row
+    element = _element(quantizer)
     if scales is None:
         return functional.round_(x.clone(), element)
     if quantizer.block is None:
-        return functional.round_(x / scales.step, element).mul_(scales.step)
+        return rounded(x, scales, element)
     axis = axis % x.ndim
-    made = functional.round_(functional.blocked(x, quantizer.block, axis) / scales.step, element).mul_(scales.step)
-    return functional.unblocked(made, x.shape[axis], axis)
+    parts = rounded(functional.blocked(x, quantizer.block, axis), scales, element)
+    return functional.unblocked(parts, x.shape[axis], axis)
+
+
+def rounded(x: Tensor, scales: Scales, row: Format) -> Tensor:
+    """float32 `x` on the grid of `row` under `scales` that broadcast against it, a new tensor."""
+    return _restored(functional.round_(_scaled(x, scales), row), scales)
 
 
 def encode(x: Tensor, quantizer: Quantizer, scales: Scales | None, axis: int) -> Tensor:
     """Codes of float32 `x` under `scales`, in the shape of `x`: `fpsim.encode(x / step)` on the tensor's device."""
-    row = quantizer.row
-    element = row.element if isinstance(row, BlockFormat) else row
+    element = _element(quantizer)
     if scales is None:
         return functional.encode(x, element)
     if quantizer.block is None:
-        return functional.encode(x / scales.step, element)
+        return functional.encode(_scaled(x, scales), element)
     axis = axis % x.ndim
-    codes = functional.encode(functional.blocked(x, quantizer.block, axis) / scales.step, element)
+    codes = functional.encode(_scaled(functional.blocked(x, quantizer.block, axis), scales), element)
     return functional.unblocked(codes, x.shape[axis], axis)
 
 
 def decode(codes: Tensor, quantizer: Quantizer, scales: Scales | None, axis: int) -> Tensor:
     """The float32 values of `codes` under `scales`."""
-    row = quantizer.row
-    element = row.element if isinstance(row, BlockFormat) else row
-    values = functional.decode(codes, element)
+    values = functional.decode(codes, _element(quantizer))
     if scales is None:
         return values
     if quantizer.block is None:
-        return values.mul_(scales.step)
+        return _restored(values, scales)
     axis = axis % codes.ndim
     return functional.unblocked(
-        functional.blocked(values, quantizer.block, axis).mul(scales.step), codes.shape[axis], axis
+        _restored(functional.blocked(values, quantizer.block, axis), scales), codes.shape[axis], axis
     )
 
 
-def spread(scales: Scales, quantizer: Quantizer, shape: torch.Size) -> Tensor:
-    """The step of every element of a weight of `shape` (input channels on axis 1)."""
+def _element(quantizer: Quantizer) -> Format:
+    return quantizer.row.element if isinstance(quantizer.row, BlockFormat) else quantizer.row
+
+
+def _scaled(x: Tensor, scales: Scales) -> Tensor:
+    """`x` as the format sees it, a new tensor."""
+    made = x / scales.step
+    return made if scales.zero is None else made.add_(scales.zero)
+
+
+def _restored(values: Tensor, scales: Scales) -> Tensor:
+    """Undo `_scaled`, in place."""
+    return (values if scales.zero is None else values.sub_(scales.zero)).mul_(scales.step)
+
+
+def spread(scale: Tensor, quantizer: Quantizer, shape: torch.Size) -> Tensor:
+    """A step (or zero point) for every element of a weight of `shape` (input channels on axis 1)."""
     if quantizer.block is None:
-        return scales.step.expand(shape)
+        return scale.expand(shape)
     whole = list(shape)
     whole[1:2] = [-(-shape[1] // quantizer.block), quantizer.block]
-    return functional.unblocked(scales.step.expand(whole), shape[1], 1)
+    return functional.unblocked(scale.expand(whole), shape[1], 1)

@@ -1,9 +1,12 @@
-"""Which clip value, and which split into exponent and mantissa bits, loses least of a tensor.
+"""Which clip value, zero point, and split into exponent and mantissa bits lose least of a tensor.
 
 A scale maps a format's largest value to a clip value c; making c smaller than the largest magnitude clips a few values
 and refines the grid for all others. Candidates are geometric, c = 1.2 * amax * 2^(-i/16) down to 2^-6 of the largest
 magnitude: heavy tails want far less than the 0.1 * amax at which a linear grid ends. The objective is the squared error
 of the tensor, or of the layer's output when the Gram matrix of the inputs is given.
+
+Unsigned formats have two ends. The range from lowest to highest value is shrunk as a whole first, then the lower end
+alone in eighths (down to no negative part at all), then the upper end around where it was.
 
 Real-valued bias and scale are the same thing: 2^-bias is the scale (Kuzmin et al., arXiv:2208.09225; used per tensor
 for diffusion models by Chen et al., arXiv:2408.06995).
@@ -16,9 +19,10 @@ import torch
 from torch import Tensor
 
 from fpsim.formats import Format
-from fpsim.nn import functional
+from fpsim.nn import scaling
 from fpsim.nn.quantizer import resolve
 from fpsim.nn.rounding import output_error
+from fpsim.nn.scaling import Scales
 
 LARGEST = 1.2
 OCTAVES = 6
@@ -27,10 +31,10 @@ POINTS = 16  # candidates per octave
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """format : the row that won; clip : (groups,) the clip values; error : (groups,) squared errors at them."""
+    """format : the row that won; scales : its scales, (groups,); error : (groups,) squared errors with them."""
 
     format: Format
-    clip: Tensor
+    scales: Scales
     error: Tensor
 
 
@@ -48,7 +52,7 @@ def best_clip(
     shared: bool = False,
     quick: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The clip value of each group (row) of `groups` with the least squared error, and that error.
+    """The clip value of each group (row) of `groups` with the least squared error, and that error; signed formats.
 
     groups : (groups, n) float32
     gram   : (n, n); with it the error is that of the outputs, (Q - W) H (Q - W)^T, for rows that are output channels
@@ -60,25 +64,68 @@ def best_clip(
     amax = groups.abs().amax(1, keepdim=True)
     if shared:
         amax = amax.amax(0, keepdim=True)
-
-    def error_at(clip: Tensor) -> Tensor:
-        step = (clip / row.max).clamp_(min=2.0**-126)
-        change = functional.round_(groups / step, row).mul_(step).sub_(groups)
-        if gram is not None:
-            error = output_error(change, gram)
-        else:
-            error = change.square_().sum(1) if counts is None else change.square_() @ counts
-        return error.sum(0, keepdim=True)[:, None] if shared else error[:, None]
-
+    trial = _Trial(groups, row, gram, counts, shared)
     best, clip = torch.full_like(amax, torch.inf), amax
     for ratio in clip_ratios(2 if quick else POINTS).tolist():
-        best, clip = _better(best, clip, error_at(amax * ratio), amax * ratio)
+        best, clip = _better(best, clip, trial.error(-amax * ratio, amax * ratio), amax * ratio)
     if quick:
         centre = clip
-        for sixteenths in (*range(-7, 0), *range(1, 8)):
+        for sixteenths in _AROUND:
             near = centre * 2.0 ** (sixteenths / POINTS)
-            best, clip = _better(best, clip, error_at(near), near)
+            best, clip = _better(best, clip, trial.error(-near, near), near)
     return clip.squeeze(1), best.squeeze(1)
+
+
+def best_range(
+    groups: Tensor,
+    row: Format,
+    *,
+    gram: Tensor | None = None,
+    counts: Tensor | None = None,
+    shared: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(low, high, error): the two ends of each group for an unsigned format; arguments as for `best_clip`."""
+    low, high = groups.amin(1, keepdim=True).clamp(max=0), groups.amax(1, keepdim=True).clamp(min=0)
+    if shared:
+        low, high = low.amin(0, keepdim=True), high.amax(0, keepdim=True)
+    trial = _Trial(groups, row, gram, counts, shared)
+    best, ratio = torch.full_like(high, torch.inf), torch.ones_like(high)
+    for candidate in clip_ratios(2).tolist():
+        both = torch.full_like(high, candidate)
+        best, ratio = _better(best, ratio, trial.error(low * both.clamp(max=1), high * both), both)
+    top, bottom = high * ratio, low * ratio.clamp(max=1)
+    for eighths in range(9):
+        lower = low * (eighths / 8)
+        best, bottom = _better(best, bottom, trial.error(lower, top), lower)
+    centre = top
+    for sixteenths in _AROUND:
+        near = centre * 2.0 ** (sixteenths / POINTS)
+        best, top = _better(best, top, trial.error(bottom, near), near)
+    return bottom.squeeze(1), top.squeeze(1), best.squeeze(1)
+
+
+_AROUND = (*range(-7, 0), *range(1, 8))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Squared errors of groups in a format between two ends."""
+
+    groups: Tensor
+    row: Format
+    gram: Tensor | None
+    counts: Tensor | None
+    shared: bool
+
+    def error(self, low: Tensor, high: Tensor) -> Tensor:
+        """(groups, 1), or (1, 1) if shared."""
+        scales = scaling.from_range(low, high, self.row)
+        change = scaling.rounded(self.groups, scales, self.row).sub_(self.groups)
+        if self.gram is not None:
+            error = output_error(change, self.gram)
+        else:
+            error = change.square_().sum(1) if self.counts is None else change.square_() @ self.counts
+        return error.sum(0, keepdim=True)[:, None] if self.shared else error[:, None]
 
 
 def _better(best: Tensor, clip: Tensor, error: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,9 +168,13 @@ def best_split(
     shared: bool = False,
     quick: bool = False,
 ) -> Found:
-    """The one format for all groups with the least total error, each group at its own best clip value."""
+    """The one format for all groups with the least total error, each group at its own best ends."""
     found = []
     for row in rows:
-        clip, error = best_clip(groups, row, gram=gram, counts=counts, shared=shared, quick=quick)
-        found.append(Found(format=row, clip=clip, error=error))
+        if row.signed:
+            clip, error = best_clip(groups, row, gram=gram, counts=counts, shared=shared, quick=quick)
+            low, high = -clip, clip
+        else:
+            low, high, error = best_range(groups, row, gram=gram, counts=counts, shared=shared)
+        found.append(Found(format=row, scales=scaling.from_range(low, high, row), error=error))
     return min(found, key=lambda one: float(one.error.sum()))

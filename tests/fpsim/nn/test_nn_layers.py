@@ -74,7 +74,7 @@ def test_linear_in_quantize_arithmetic_is_the_product_of_two_quantized_operands(
     w_quantizer, w_dims = WEIGHTS[weight]
     a_quantizer, a_dims = ACTIVATIONS[activation]
     layer = QuantizedLinear.from_float(
-        source, weight=w_quantizer, activation=a_quantizer, input_max=float(x.abs().max())
+        source, weight=w_quantizer, activation=a_quantizer, input_range=float(x.abs().max())
     )
     w = numpy_quantize(source.weight.detach().numpy(), w_quantizer, 1, w_dims)
     assert np.array_equal(layer.weight.numpy().view(np.uint32) << 1, w.view(np.uint32) << 1)  # the sign of zero aside
@@ -109,7 +109,7 @@ def test_conv_in_quantize_arithmetic(granularity: str) -> None:
         source,
         weight=Quantizer(format="e2m1", granularity="channel"),
         activation=quantizer,
-        input_max=float(x.abs().max()),
+        input_range=float(x.abs().max()),
     )
     w = numpy_quantize(source.weight.detach().numpy(), Quantizer(format="e2m1"), 1, (1, 2, 3))
     a = numpy_quantize(x.numpy(), quantizer, 1, dims)
@@ -127,7 +127,7 @@ def test_exact_linear_is_matmul_of_codes_times_scales_plus_bias() -> None:
         source,
         weight=Quantizer(format="e4m3", granularity="channel"),
         activation=Quantizer(format="e4m3"),
-        input_max=float(x.abs().max()),
+        input_range=float(x.abs().max()),
         spec=WGMMA,
     )
     w = source.weight.detach().numpy()
@@ -158,7 +158,7 @@ def test_exact_conv_agrees_with_float_where_integers_are_exact(options: dict[str
     given = {
         "weight": Quantizer(format="int8", granularity="channel"),
         "activation": activation,
-        "input_max": float(x.abs().max()),
+        "input_range": float(x.abs().max()),
     }
     fast, exact = (QuantizedConv2d.from_float(source, **given, spec=spec) for spec in (None, INT8))
     assert fast(x).shape == exact(x).shape
@@ -175,7 +175,7 @@ def test_exact_conv_runs_k_over_taps_then_channels() -> None:
         source,
         weight=Quantizer(format="e4m3"),
         activation=Quantizer(format="e4m3"),
-        input_max=float(x.abs().max()),
+        input_range=float(x.abs().max()),
         spec=WGMMA,
     )
     w = source.weight.detach().numpy()
@@ -291,5 +291,5 @@ def test_convolutions_that_are_not_supported_are_refused() -> None:
         QuantizedConv2d.from_float(circular, weight=weight)
     grouped = torch.nn.Conv2d(4, 4, 3, groups=2)
     with pytest.raises(ValueError, match="one group"):
-        QuantizedConv2d.from_float(grouped, weight=weight, activation=activation, input_max=1.0, spec=INT8)
+        QuantizedConv2d.from_float(grouped, weight=weight, activation=activation, input_range=1.0, spec=INT8)
     assert isinstance(QuantizedConv2d.from_float(grouped, weight=weight), QuantizedLayer)

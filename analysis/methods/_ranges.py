@@ -1,0 +1,133 @@
+"""The range axis: scales of weights and of static activations, and which format where there is a choice."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fpsim.formats import Format
+    from fpsim.nn.quantizer import Quantizer
+    from fpsim.nn.scaling import Scales
+
+Ranges = Literal["max-abs", "tensor-error", "output-error"]
+
+_ROWS = 256  # input rows that the output error of an activation range is measured on
+_HISTOGRAM = 1 << 16  # values of a tensor with one scale above which a histogram stands for them
+
+
+def of_weight(
+    quantizer: "Quantizer", weight: "Tensor", ranges: Ranges, split: bool, gram: "Tensor | None"
+) -> "tuple[Quantizer, Scales | None]":
+    """Scales for a weight, and the quantizer with the split that was chosen.
+
+    gram : of the inputs, for "output-error"; without one, and for scales per block, the error is the tensor's own
+    Block formats and casts keep their own rule.
+    """
+    from analysis.runner.statistics import as_matrix
+    from fpsim.formats import BlockFormat
+    from fpsim.nn import functional, scaling, search
+
+    row = quantizer.row
+    if ranges == "max-abs" or quantizer.is_cast or isinstance(row, BlockFormat):
+        return quantizer, scaling.find(weight, quantizer, 1)
+    rows = search.splits(row.bits, signed=row.signed) if split and row.kind == "float" else (row,)
+    gram = gram if ranges == "output-error" else None
+    if quantizer.block is not None:
+        parts = functional.blocked(weight, quantizer.block, 1).movedim(2, -1)
+        found = search.best_split(parts.reshape(-1, quantizer.block), rows, quick=True)
+        scales = _shaped(found.scales, lambda one: one.reshape(parts.shape[:-1]).unsqueeze(2))
+    elif quantizer.granularity == "channel":
+        found = search.best_split(as_matrix(weight), rows, gram=gram, quick=True)
+        scales = _shaped(found.scales, lambda one: one.reshape(-1, *(1,) * (weight.ndim - 1)))
+    else:
+        if gram is None and weight.numel() > _HISTOGRAM:
+            centres, counts = search.histogram(weight)
+            found = search.best_split(centres[None], rows, counts=counts, quick=True)
+        else:
+            found = search.best_split(as_matrix(weight), rows, gram=gram, shared=True, quick=True)
+        scales = _shaped(found.scales, lambda one: one.reshape(()))
+    return replace(quantizer, format=found.format.name), scales
+
+
+def _shaped(scales: "Scales", shape: "object") -> "Scales":
+    return replace(scales, step=shape(scales.step), zero=None if scales.zero is None else shape(scales.zero))  # type: ignore[operator]
+
+
+def of_activation(
+    quantizer: "Quantizer",
+    rows: "Tensor",
+    ranges: Ranges,
+    split: bool,
+    weight: "Tensor",
+    seen: "tuple[tuple[float, float], ...]",
+) -> "tuple[Quantizer, Scales | None]":
+    """Scales for static activations (None for dynamic ones), and the quantizer with the format that was chosen.
+
+    rows   : (n, K) sample of the inputs; weight : (out, K), for "output-error"
+    seen   : (lowest, highest) of all inputs, one per timestep group
+
+    A quantizer with a `one_sided` format gets the one of the two that loses less; with "max-abs" its own rule decides.
+    Timestep groups share the searched format, and the searched ends relative to the seen ones.
+    """
+    import torch
+
+    from fpsim.nn import scaling, search
+
+    low, high = min(one[0] for one in seen), max(one[1] for one in seen)
+    if ranges == "max-abs" or quantizer.is_block or quantizer.is_cast:
+        chosen = quantizer.seen(low, high)
+        return chosen, _static(chosen, seen, rows) if chosen.is_static and not chosen.is_block else None
+    rows_of = _candidates(quantizer, split)
+    if not quantizer.is_static:
+        chosen = min(
+            (replace(quantizer, format=row.name, one_sided=None) for row in rows_of),
+            key=lambda one: float(
+                (scaling.fake_quantize(rows, one, scaling.find(rows, one, -1, 0), -1) - rows).square().sum()
+            ),
+        )
+        return chosen, None
+    if ranges == "output-error":
+        found = search.best_split(rows[:_ROWS], rows_of, gram=weight.T @ weight, shared=True, quick=True)
+    else:
+        centres, counts = search.histogram(rows)
+        found = search.best_split(centres[None], rows_of, counts=counts)
+    chosen = replace(quantizer, format=found.format.name, one_sided=None)
+    step = found.scales.step[0]
+    if quantizer.steps == 1:
+        return chosen, scaling.Scales(step=step, zero=None if found.scales.zero is None else found.scales.zero[0])
+    whole = _static(replace(chosen, steps=1), ((low, high),), rows)
+    shrunk = step / whole.step
+    ends = torch.tensor(seen, dtype=torch.float32, device=rows.device).T * shrunk
+    return chosen, scaling.from_range(ends[0], ends[1], found.format)
+
+
+def _static(quantizer: "Quantizer", seen: "tuple[tuple[float, float], ...]", like: "Tensor") -> "Scales":
+    import torch
+
+    from fpsim.formats import Format
+    from fpsim.nn import scaling
+
+    row = quantizer.row
+    if not isinstance(row, Format):
+        raise ValueError(f"static activations take scalar formats, not {quantizer.format!r}")
+    ends = torch.tensor(seen, dtype=torch.float32, device=like.device).T
+    found = scaling.from_range(ends[0], ends[1], row)
+    if quantizer.steps > 1:
+        return found
+    return replace(found, step=found.step[0], zero=None if found.zero is None else found.zero[0])
+
+
+def _candidates(quantizer: "Quantizer", split: bool) -> "tuple[Format, ...]":
+    """The formats a search may choose from."""
+    from fpsim.formats import Format
+    from fpsim.nn import search
+    from fpsim.nn.quantizer import resolve
+
+    names = [quantizer.format] + ([] if quantizer.one_sided is None else [quantizer.one_sided])
+    found: list[Format] = []
+    for name in names:
+        row = resolve(name)
+        if isinstance(row, Format):
+            found += search.splits(row.bits, signed=row.signed) if split and row.kind == "float" else (row,)
+    return tuple(found)
