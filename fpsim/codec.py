@@ -335,7 +335,7 @@ def _symmetric(row: FloatTarget) -> bool:
         and row.sign_bit in (1 << b for b in range(3, 16))
         and row.negative_overflow == row.overflow | row.sign_bit
         and row.negative_infinity == row.infinity | row.sign_bit
-        and row.negative_nan == row.nan | row.sign_bit
+        and row.negative_nan in (row.nan | row.sign_bit, row.nan)
     )
 
 
@@ -356,7 +356,7 @@ def _encode_floats(x: Array, target: FloatTarget, random: Array, count: int, out
         if top is not None:
             _jit.parallel(lambda i, j: cpu.encode_by_addition(words, target, top, out, i, j), x.size, _GRAIN)
             return
-        if target.minimum_exponent == -126 and target.negative_zero:
+        if target.minimum_exponent == -126 and target.negative_zero and target.negative_nan != target.nan:
             _jit.parallel(lambda i, j: cpu.encode_nearest_even(words, target, out, i, j), x.size, _GRAIN)
             return
     wide = _float64(x).view(np.int64)

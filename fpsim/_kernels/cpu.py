@@ -59,7 +59,7 @@ def encode_by_addition(words, target, top, out, start, stop):
     drop, base = np.int32(23 - m), np.int32((target.minimum_exponent + 127) << m)
     top, nan, sign_bit = np.int32(top), np.int32(target.nan), np.int32(target.sign_bit)
     infinity, fields, all_but_sign = np.int32(0x7F800000), np.int32(0x7F800000), np.int32(0x7FFFFFFF)
-    has_negative_zero = target.negative_zero != 0
+    has_negative_zero, has_negative_nan = target.negative_zero != 0, target.negative_nan != target.nan
     words, out = words[start:stop], out[start:stop]
     for i in range(out.size):
         word = words[i]
@@ -72,6 +72,7 @@ def encode_by_addition(words, target, top, out, start, stop):
         code = nan if magnitude > infinity else code
         sign = np.int32(shift_right(word, np.int32(31)) & sign_bit)
         sign = sign if has_negative_zero or code != 0 else np.int32(0)
+        sign = sign if has_negative_nan or magnitude <= infinity else np.int32(0)
         out[i] = np.int32(code | sign)
 
 
