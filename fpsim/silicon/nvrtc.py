@@ -1,7 +1,7 @@
 """NVIDIA's run-time compiler, called directly: does a probe compile for an architecture, without having its GPU?
 
 The library comes with the CUDA toolkit, with CUDA builds of torch, or alone from PyPI (`pip install nvidia-cuda-nvrtc`,
-90 MB; CUDA 13 for sm_75 and later, `nvidia-cuda-nvrtc-cu12` for Volta). FPSIM_NVRTC names one.
+50 to 90 MB; CUDA 13 for sm_75 and later, `nvidia-cuda-nvrtc-cu12` for Volta). FPSIM_NVRTC lists others, with colons.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ class CompileError(ValueError):
 
 def libraries() -> list[Path]:
     """libnvrtc of every CUDA version in sight: FPSIM_NVRTC, wheels of this Python, /usr/local, the system's."""
-    found = [Path(os.environ["FPSIM_NVRTC"])] if "FPSIM_NVRTC" in os.environ else []
+    found = [Path(path) for path in os.environ.get("FPSIM_NVRTC", "").split(os.pathsep) if path]
     for folder in (*getsitepackages(), getusersitepackages()):
         found += sorted(Path(folder).glob("nvidia/*/lib/libnvrtc.so.*"))
     found += sorted(Path("/usr/local").glob("cuda*/lib64/libnvrtc.so.*"))
@@ -28,8 +28,9 @@ def libraries() -> list[Path]:
 
 
 def compiler(target: str) -> "Nvrtc | None":
-    """A compiler that knows `target` ("sm_90a"); None if there is none here."""
-    return next((candidate for candidate in _loaded() if target.rstrip("af") in candidate.targets), None)
+    """The newest compiler here that knows `target` ("sm_90a"); None if there is none."""
+    able = [candidate for candidate in _loaded() if target.rstrip("a") in candidate.targets]
+    return max(able, key=lambda candidate: candidate.version, default=None)
 
 
 @cache
@@ -54,7 +55,7 @@ class Nvrtc:
         self._library = ctypes.CDLL(str(path))
         major, minor = ctypes.c_int(), ctypes.c_int()
         self._library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-        self.version = f"{major.value}.{minor.value}"
+        self.version = (major.value, minor.value)
         count = ctypes.c_int()
         self._library.nvrtcGetNumSupportedArchs(ctypes.byref(count))
         numbers = (ctypes.c_int * count.value)()
@@ -70,7 +71,9 @@ class Nvrtc:
             options = [f"--gpu-architecture={target}".encode(), b"--std=c++17"]
             status = self._library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * 2)(*options))
             if status:
-                raise CompileError(f"NVRTC {self.version} for {target}: {self._text(program, 'ProgramLog')}")
+                raise CompileError(
+                    f"NVRTC {self.version[0]}.{self.version[1]} for {target}: {self._text(program, 'ProgramLog')}"
+                )
             return self._bytes(program, "CUBIN")
         finally:
             self._library.nvrtcDestroyProgram(ctypes.byref(program))
