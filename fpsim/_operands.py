@@ -1,6 +1,7 @@
 """Operands of a fused dot product, taken apart: significands and exponents, or float32 values and exponents."""
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -23,12 +24,17 @@ def unpack(codes: Array, row: Format) -> tuple[Array, Array]:
     return _unpack_codes(codes >> row.shift, row)
 
 
+def unpack_wide(codes: Array, row: Format) -> tuple[Array, Array]:
+    """`unpack` for float64 codes: int64 significands."""
+    return _unpack_codes(codes >> row.shift, row, np.int64)
+
+
 @cache
 def _unpack_table(row: Format) -> tuple[Array, Array]:
     return _unpack_codes(np.arange(1 << row.bits), row)
 
 
-def _unpack_codes(codes: Array, row: Format) -> tuple[Array, Array]:
+def _unpack_codes(codes: Array, row: Format, dtype: type[np.signedinteger[Any]] = np.int32) -> tuple[Array, Array]:
     word = codes.astype(np.int64)
     magnitude = word & ((1 << (row.exponent_bits + row.mantissa_bits)) - 1)
     field, mantissa = magnitude >> row.mantissa_bits, magnitude & ((1 << row.mantissa_bits) - 1)
@@ -40,8 +46,8 @@ def _unpack_codes(codes: Array, row: Format) -> tuple[Array, Array]:
     exponent[np.isinf(values)] = INFINITE
     exponent[np.isnan(values)] = NAN
     significand[~np.isfinite(values)] = 1
-    significand = np.where((word & row.sign_bit) != 0, -significand, significand)
-    return significand.astype(np.int32), exponent.astype(np.int16)
+    negative = word < 0 if row.bits == 64 else (word & row.sign_bit) != 0
+    return np.where(negative, -significand, significand).astype(dtype), exponent.astype(np.int16)
 
 
 def _class_of(word: Array, row: Format) -> Array:

@@ -236,6 +236,8 @@ class SplitK:
         _positive("SplitK", splits=self.splits, tile=self.tile)
         if isinstance(self.inner, SplitK | GroupedDot):
             raise ValueError(f"SplitK.inner is {self.inner}; allowed: any kind but SplitK and GroupedDot")
+        if isinstance(self.inner, Promoted) and self.inner.scaled:
+            raise ValueError("SplitK around scaled promotions is not defined: no library splits them")
 
     @property
     def output(self) -> str:

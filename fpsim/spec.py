@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from fpsim.accumulators import Accumulator
+from fpsim.accumulators import Accumulator, FusedDot, GroupedDot
 from fpsim.formats import Format, container, scalar_format
 
 
@@ -61,3 +61,9 @@ class MatmulSpec:
         scalar_format(self.out)
         if (self.scale is None) != (self.block is None):
             raise ValueError(f"scale={self.scale!r} and block={self.block!r} go together: give both or neither")
+        needs, takes = isinstance(self.accumulator, GroupedDot), isinstance(self.accumulator, FusedDot | GroupedDot)
+        if needs if self.scale is None else not takes:
+            raise ValueError(
+                f"scale={self.scale!r} with {self.accumulator}: block scales join the products of a FusedDot, "
+                "a GroupedDot needs them, and no other accumulator takes them"
+            )

@@ -9,13 +9,12 @@ import numpy as np
 
 from fpsim._cpu.plans import fused_plan, small_exponents, vector_plan
 from fpsim._cpu.rows import Scales, rows
-from fpsim._cpu.steps import exact
+from fpsim._cpu.steps import exact, scaled_exponents
 from fpsim._kernels import products, vector
-from fpsim._kernels.accumulate import INFINITE, NAN, ZERO
+from fpsim._kernels.accumulate import ZERO
 from fpsim._operands import unpack
 from fpsim.accumulators import FusedDot
 from fpsim.codec import Array, decode
-from fpsim.formats import scalar_format
 from fpsim.reference import ENGINE_NAN
 from fpsim.spec import MatmulSpec
 
@@ -31,8 +30,8 @@ class FusedProduct:
         self.vector = vector_plan(kind, spec.a, spec.b, self.terms)
         if scales is not None:
             self.vector = None
-            self.ea = _scaled_exponents(self.ea, scales[0], spec)
-            self.eb = _scaled_exponents(self.eb, np.ascontiguousarray(scales[1].T), spec)
+            self.ea = scaled_exponents(self.ea, scales[0], spec)
+            self.eb = scaled_exponents(self.eb, np.ascontiguousarray(scales[1].T), spec)
         if self.vector is not None:
             self._prepare(a, b, spec, self.vector)
 
@@ -99,16 +98,8 @@ class FusedProduct:
         return redo
 
 
-def _scaled_exponents(exponents: Array, scales: Array, spec: MatmulSpec) -> Array:
-    """Exponents with those of their block's power-of-two scale; a NaN scale makes NaN of the whole block."""
-    _, powers = unpack(scales, scalar_format(spec.scale or "e8m0"))
-    per_element = np.repeat(powers, spec.block or 1, axis=1)[:, : exponents.shape[1]]
-    moved = np.where((exponents == ZERO) | (exponents >= INFINITE), exponents, exponents + per_element)
-    return np.where(per_element == NAN, NAN, moved).astype(np.int16)
-
-
 def fused(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: FusedDot, scales: Scales | None) -> None:
     if kind.fraction_bits is None:
-        exact(a, b, c, spec, kind)
+        exact(a, b, c, spec, kind, scales)
     else:
         FusedProduct(a, b, spec, kind, scales).run(c, 0, a.shape[1])

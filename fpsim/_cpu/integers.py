@@ -23,7 +23,7 @@ def integer(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: IntegerAccumul
     if kind.step_bits is None and certificates.holds(a, b, c, kind):  # no sum leaves the range: order does not matter
         _exact(a, b, c)
         return
-    simple = kind.step == 1 and kind.step_bits is None and kind.overflow == "saturate"
+    simple = kind == IntegerAccumulator(kind.bits, "saturate")
     if simple and largest_product(spec.a, spec.b) + kind.high < 2**31:
         rows(lambda i, j: products.integer_saturate(a, b, kind.low, kind.high, c, i, j), c, a.shape[1])
         return

@@ -7,7 +7,7 @@ from fpsim._kernels.accumulate import NO_FLOOR, Fused, Sum
 from fpsim.accumulators import FusedDot
 from fpsim.codec import decode, float_target
 from fpsim.formats import Format, container, scalar_format
-from fpsim.reference import ENGINE_NAN
+from fpsim.reference import engine_nan, infinity
 from fpsim.rounding import conversion as find_conversion
 from fpsim.rounding import overflow as find_overflow
 from fpsim.rounding import rounding as find_rounding
@@ -45,9 +45,12 @@ def sum_plan(output: str, rounding: str) -> Sum:
         widen=held.mantissa_bits - row.mantissa_bits,
         container_mantissa_bits=held.mantissa_bits,
         container_exponent_bits=held.exponent_bits,
-        infinity=held.infinity_code or 0,
-        nan=ENGINE_NAN[held.name],
-        sign_bit=held.sign_bit,
+        infinity=infinity(held),
+        nan=engine_nan(held),
+        sign_bit=held.sign_bit if held.bits < 64 else -(1 << 63),  # as an int64
+        finite=held.max_code,
+        unsigned_nan=held.nan_code or 0 if held.nan == "negative-zero" else -1,
+        no_infinity=int(held.infinity_code is None and held.nan_code is not None),
     )
 
 

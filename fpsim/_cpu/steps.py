@@ -5,31 +5,55 @@ import numpy as np
 from fpsim._cpu.plans import sum_plan, top_exponent
 from fpsim._cpu.rows import Scales, rows
 from fpsim._kernels import products
-from fpsim._kernels.accumulate import NO_FLOOR, Exact, Grouped, TwoStage
-from fpsim._operands import unpack
+from fpsim._kernels.accumulate import INFINITE, NAN, NO_FLOOR, ZERO, Exact, Grouped, TwoStage
+from fpsim._operands import unpack, unpack_wide
 from fpsim.accumulators import FusedDot, GroupedDot, TwoStageDot
 from fpsim.codec import Array, decode
-from fpsim.formats import container, scalar_format
+from fpsim.formats import Format, container, scalar_format
 from fpsim.spec import MatmulSpec
 
 
-def exact(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: FusedDot) -> None:
-    held = container(kind.output)
-    if spec.a.kind != "float" or spec.b.kind != "float" or held.mantissa_bits > 23:
-        raise ValueError(f"an exact FusedDot takes floats and gives at most f32, got {spec.a.name} x {spec.b.name}")
-    sa, ea = unpack(a, spec.a)
-    sb, eb = unpack(np.ascontiguousarray(b.T), spec.b)
+def exact(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: FusedDot, scales: Scales | None = None) -> None:
+    a, left = _as_floats(a, spec.a)
+    b, right = _as_floats(b, spec.b)
+    spec = MatmulSpec(left, right, kind, "", spec.scale, spec.block)
     plan, limbs = exact_plan(spec, kind, a.shape[1])
+    take = unpack_wide if plan.wide else unpack
+    sa, ea = take(a, left)
+    sb, eb = take(np.ascontiguousarray(b.T), right)
+    if scales is not None:
+        ea, eb = scaled_exponents(ea, scales[0], spec), scaled_exponents(eb, np.ascontiguousarray(scales[1].T), spec)
     rows(lambda i, j: products.exact(sa, ea, sb, eb, plan, limbs, c, i, j), c, a.shape[1])
 
 
 def exact_plan(spec: MatmulSpec, kind: FusedDot, depth: int) -> tuple[Exact, int]:
-    """The plan of a dot product that drops nothing, and how many limbs its sum takes."""
-    held, bits = container(kind.output), spec.a.mantissa_bits + spec.b.mantissa_bits
-    origin = min(spec.a.minimum_exponent + spec.b.minimum_exponent - bits, held.minimum_exponent - held.mantissa_bits)
-    top = max(top_exponent(spec.a) + top_exponent(spec.b) + 2, held.bias + 1)
-    plan = Exact(kind.terms or max(depth, 1), origin, bits, sum_plan(kind.output, kind.rounding))
-    return plan, (top - origin + 64 + depth.bit_length()) // 32 + 2
+    """The plan of a dot product of floats that drops nothing, and how many limbs its sum takes."""
+    a, b, held = spec.a, spec.b, container(kind.output)
+    if a.kind != "float" or b.kind != "float":
+        raise ValueError(f"an exact sum takes float operands here, got {a.name} x {b.name}")
+    bits = a.mantissa_bits + b.mantissa_bits
+    reach = 256 if spec.scale else 0  # two E8M0 scales: 2**-127 to 2**127 each
+    origin = min(a.minimum_exponent + b.minimum_exponent - bits - reach, held.minimum_exponent - held.mantissa_bits)
+    top = max(top_exponent(a) + top_exponent(b) + 2 + reach, top_exponent(held) + 1)
+    wide = max(a.mantissa_bits, b.mantissa_bits) > 23
+    plan = Exact(kind.terms or max(depth, 1), origin, bits, wide, sum_plan(kind.output, kind.rounding))
+    return plan, (top - origin + 64 + depth.bit_length()) // 32 + 3
+
+
+def _as_floats(codes: Array, row: Format) -> tuple[Array, Format]:
+    """Codes of a float format; integers and codebooks become float32 or float64, exactly."""
+    if row.kind == "float":
+        return codes, row
+    wide = scalar_format({"float32": "f32", "float64": "f64"}[row.value_dtype])
+    return decode(codes, row).view(wide.code_dtype), wide
+
+
+def scaled_exponents(exponents: Array, scales: Array, spec: MatmulSpec) -> Array:
+    """Exponents with those of their block's power-of-two scale; a NaN scale makes NaN of the whole block."""
+    _, powers = unpack(scales, scalar_format(spec.scale or "e8m0"))
+    per_element = np.repeat(powers, spec.block or 1, axis=1)[:, : exponents.shape[1]]
+    moved = np.where((exponents == ZERO) | (exponents >= INFINITE), exponents, exponents + per_element)
+    return np.where(per_element == NAN, NAN, moved).astype(np.int16)
 
 
 def two_stage(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: TwoStageDot, scales: Scales | None) -> None:

@@ -28,9 +28,12 @@ class Sum(NamedTuple):
     widen: int  #: left shift of a rounded magnitude into the container
     container_mantissa_bits: int
     container_exponent_bits: int
-    infinity: int  #: in the container, like the next two
+    infinity: int  #: what is too large becomes, in the container like the next three
     nan: int
     sign_bit: int
+    finite: int  #: largest finite magnitude's code
+    unsigned_nan: int  #: the NaN in the place of -0, -1 where there is none
+    no_infinity: int  #: 1: what is too large becomes NaN, which has no sign
 
 
 class Fused(NamedTuple):
@@ -54,6 +57,14 @@ def bit_length(x):
 
 
 @kernel
+def overflowed(negative, to):
+    """What a sum that is too large, or infinite, becomes."""
+    if to.no_infinity == 1:
+        return to.nan
+    return to.infinity | to.sign_bit if negative else to.infinity
+
+
+@kernel
 def round_sum(total, exponent, to):
     """Code of total * 2**exponent in the container of `to`: rounded once; zero is +0, too large is Inf."""
     if total == 0:
@@ -61,6 +72,8 @@ def round_sum(total, exponent, to):
     negative = total < 0
     magnitude = -total if negative else total
     top = exponent + bit_length(magnitude) - 1
+    if top - to.minimum_exponent >= to.max_code >> to.mantissa_bits:
+        return overflowed(negative, to)
     target = top if top > to.minimum_exponent else to.minimum_exponent
     code = (target - to.minimum_exponent) << to.mantissa_bits
     drop = target - to.mantissa_bits - exponent
@@ -72,12 +85,9 @@ def round_sum(total, exponent, to):
     else:
         code += rounds_up(1, 2, code, negative, to.rounding)
     if code > to.max_code:
-        code = to.infinity
-    elif code == 0:
-        return 0
-    else:
-        code <<= to.widen
-    return code | to.sign_bit if negative else code
+        return overflowed(negative, to)
+    code <<= to.widen
+    return code | to.sign_bit if negative and code != 0 else code
 
 
 @kernel
@@ -92,9 +102,16 @@ def align(significand, shift):
 @kernel
 def special_code(nan, positive, negative, to):
     """IEEE addition with an Inf or NaN among the terms."""
-    if nan or (positive and negative):
-        return to.nan
-    return to.infinity | to.sign_bit if negative else to.infinity
+    return to.nan if nan or (positive and negative) else overflowed(negative, to)
+
+
+@kernel
+def special_class(c, to):
+    """A container code: 0 finite, 1 infinite, 2 NaN."""
+    magnitude = c & ((1 << (to.container_mantissa_bits + to.container_exponent_bits)) - 1)
+    if magnitude > to.finite:
+        return 1 if magnitude == to.infinity and to.no_infinity == 0 else 2
+    return 2 if magnitude == 0 and (c & to.sign_bit) != 0 and to.unsigned_nan != -1 else 0
 
 
 @kernel
@@ -105,18 +122,13 @@ def fused_step(sa, ea, i, sb, eb, j, start, stop, c, plan):
     c_field = (c >> bits) & ((1 << to.container_exponent_bits) - 1)
     c_significand = c & ((1 << bits) - 1)
     c_negative = (c & to.sign_bit) != 0
-    bias = (1 << (to.container_exponent_bits - 1)) - 1
-    nan = False
-    positive = False
-    negative = False
-    if c_field == (1 << to.container_exponent_bits) - 1:
-        nan = c_significand != 0
-        negative = c_negative
-        positive = not c_negative
-    if c_field == 0:
-        c_exponent = 1 - bias
-    else:
-        c_exponent = c_field - bias
+    c_class = special_class(c, to)
+    nan = c_class == 2
+    positive = c_class == 1 and not c_negative
+    negative = c_class == 1 and c_negative
+    c_exponent = to.minimum_exponent
+    if c_field != 0:
+        c_exponent += c_field - 1
         c_significand += 1 << bits
     largest = plan.zero_exponent
     if c_significand != 0 and c_exponent > largest:
@@ -159,12 +171,13 @@ class Exact(NamedTuple):
     terms: int
     origin: int  #: exponent of the lowest bit any term can have
     product_fraction_bits: int
+    wide: bool  #: significands have up to 53 bits each, so that their product does not fit an int64
     sum: Sum
 
 
 @kernel
 def add_at(limbs, magnitude, position, negative):
-    """Add a magnitude below 2**53 at a bit position of a number in 32-bit limbs (in int64; carries come later)."""
+    """Add a magnitude below 2**55 at a bit position of a number in 32-bit limbs (in int64; carries come later)."""
     for part in range(2):
         value = magnitude & 0xFFFFFF if part == 0 else magnitude >> 24
         place = position + 24 * part
@@ -191,33 +204,40 @@ def round_limbs(limbs, origin, to):
     top = last
     while top > 0 and limbs[top] == 0:
         top -= 1
-    below = limbs[top - 1] if top > 0 else 0
-    magnitude = (limbs[top] << 30) | (below >> 2)
-    sticky = below & 3
-    for k in range(top - 1):
+    # The leading 62 bits, from up to three limbs; the last of them is set if anything below is.
+    room = 62 - bit_length(limbs[top])
+    magnitude = limbs[top] << room
+    sticky = 0
+    if top > 0:
+        first = limbs[top - 1]
+        if room >= 32:
+            magnitude |= first << (room - 32)
+        else:
+            magnitude |= first >> (32 - room)
+            sticky = first & ((1 << (32 - room)) - 1)
+    if top > 1:
+        second, kept = limbs[top - 2], max(room - 32, 0)
+        magnitude |= second >> (32 - kept)
+        sticky |= second & ((1 << (32 - kept)) - 1)
+    for k in range(top - 2):
         sticky |= limbs[k]
     for k in range(last + 1):
         limbs[k] = 0
     if sticky != 0:
         magnitude |= 1
-    return round_sum(-magnitude if negative else magnitude, origin + 32 * top - 30, to)
+    return round_sum(-magnitude if negative else magnitude, origin + 32 * top - room, to)
 
 
 @kernel
 def unpack_code(c, to):
     """Container code -> signed significand, exponent of its leading bit, and 0 finite, 1 infinite, 2 NaN."""
     bits = to.container_mantissa_bits
-    top = (1 << to.container_exponent_bits) - 1
-    field = (c >> bits) & top
+    field = (c >> bits) & ((1 << to.container_exponent_bits) - 1)
     significand = c & ((1 << bits) - 1)
-    bias = top >> 1
-    kind = 0
-    if field == top:
-        kind = 2 if significand != 0 else 1
-    if field == 0:
-        exponent = 1 - bias
-    else:
-        exponent = field - bias
+    kind = special_class(c, to)
+    exponent = to.minimum_exponent
+    if field != 0:
+        exponent += field - 1
         significand += 1 << bits
     return (-significand if (c & to.sign_bit) != 0 else significand), exponent, kind
 
@@ -233,6 +253,20 @@ def classify(x, y, negative):
 
 
 @kernel
+def add_product(limbs, p, q, position, negative, wide):
+    """Add p * q at a bit position; `wide`: both may have 53 bits, and meet in halves."""
+    if wide:
+        low, high = p & 0x3FFFFFF, p >> 26
+        other, upper = q & 0x3FFFFFF, q >> 26
+        add_at(limbs, low * other, position, negative)
+        add_at(limbs, low * upper, position + 26, negative)
+        add_at(limbs, high * other, position + 26, negative)
+        add_at(limbs, high * upper, position + 52, negative)
+    else:
+        add_at(limbs, p * q, position, negative)
+
+
+@kernel
 def exact_step(sa, ea, i, sb, eb, j, start, stop, c, plan, limbs):
     """c + exact sum of the products of k in start .. stop, rounded once. `limbs` is zero before and after."""
     to = plan.sum
@@ -240,11 +274,12 @@ def exact_step(sa, ea, i, sb, eb, j, start, stop, c, plan, limbs):
     nan, positive, negative = kind == 2, kind == 1 and significand > 0, kind == 1 and significand < 0
     for k in range(start, stop):
         x, y = np.int64(ea[i, k]), np.int64(eb[j, k])
-        product = np.int64(sa[i, k]) * np.int64(sb[j, k])
-        of = classify(x, y, product < 0)
+        p, q = np.int64(sa[i, k]), np.int64(sb[j, k])
+        minus = (p < 0) != (q < 0)
+        of = classify(x, y, minus)
         nan, positive, negative = nan or of == 2, positive or of == 3, negative or of == 4
         if of == 0:
-            add_at(limbs, abs(product), x + y - plan.product_fraction_bits - plan.origin, product < 0)
+            add_product(limbs, abs(p), abs(q), x + y - plan.product_fraction_bits - plan.origin, minus, plan.wide)
     if nan or positive or negative:
         limbs[:] = 0
         return special_code(nan, positive, negative, to)
@@ -295,7 +330,7 @@ def two_stage_step(sa, ea, i, sb, eb, j, start, stop, c, plan):
     f = plan.fraction_bits
     significand, exponent, kind = unpack_code(c, to)
     nan, positive, negative = kind == 2, kind == 1 and significand > 0, kind == 1 and significand < 0
-    limit = (1 << to.container_exponent_bits) >> 1  # products of 2**limit and more are infinite
+    limit = 2 - to.minimum_exponent  # products of 2**limit and more are infinite
     for k in range(start, stop):
         x, y = np.int64(ea[i, k]), np.int64(eb[j, k])
         product = np.int64(sa[i, k]) * np.int64(sb[j, k])

@@ -8,7 +8,7 @@ checked against it: no numpy, no numba, one value at a time. `numbers` is codes 
 from fpsim.reference.dot import accumulate, dot, split_ranges
 from fpsim.reference.numbers import Number, decode, encode, floor_log2, round_magnitude
 from fpsim.reference.steps import fused_step
-from fpsim.reference.sums import ENGINE_NAN, engine_nan, round_sum, special_sum
+from fpsim.reference.sums import ENGINE_NAN, engine_nan, infinity, round_sum, special_sum
 
 __all__ = [
     "ENGINE_NAN",
@@ -20,6 +20,7 @@ __all__ = [
     "engine_nan",
     "floor_log2",
     "fused_step",
+    "infinity",
     "round_magnitude",
     "round_sum",
     "special_sum",
