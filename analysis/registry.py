@@ -35,10 +35,10 @@ def formats() -> dict[str, str]:
 
 
 def engines() -> dict[str, str]:
-    """Name -> one line."""
+    """Name -> one line, with how the engine is known: compared with silicon, or published, documented, observed."""
     import fpsim
 
-    return {name: row.summary for name, row in fpsim.ENGINES.items()}
+    return {name: f"{row.summary} [{row.evidence}]" for name, row in fpsim.ENGINES.items()}
 
 
 def devices() -> dict[str, str]:

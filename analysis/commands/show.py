@@ -95,6 +95,7 @@ def engine_card(name: str) -> dict[str, Any]:
         "summary": row.summary,
         "architecture": row.architecture,
         "evidence": row.evidence,
+        "basis": row.basis,
         "source": row.source,
         "rows": [
             {
@@ -106,6 +107,12 @@ def engine_card(name: str) -> dict[str, Any]:
                 "block": entry.block,
                 "accumulator": {"kind": type(entry.accumulator).__name__, **dataclasses.asdict(entry.accumulator)},
                 "note": entry.note,
+                "k": entry.k,
+                "seen": [
+                    {"a": a, "b": b, **dataclasses.asdict(seen)}
+                    for a, b in entry.pairs()
+                    for seen in row.seen(entry, a, b)
+                ],
             }
             for entry in row.rows
         ],
@@ -195,21 +202,31 @@ def _number(value: float) -> str:
 
 def _print_engine(name: str, card: Mapping[str, Any]) -> None:
     say(pairs({"engine": name, **{key: card[key] for key in ("summary", "evidence", "source")}}))
-    say()
-    rows = []
     for row in card["rows"]:
+        say()
         operands = "|".join(row["a"]) + (" (both)" if row["same"] else f" x {'|'.join(row['b'])}")
+        limits = f", {row['scale']} scale per {row['block']}" if row["scale"] else ""
+        limits += f", k = {row['k']}" if row["k"] else ""
+        say(paragraph(f"{operands} -> {row['out']}{limits}"))
         accumulator = ", ".join(
             f"{value}" if key == "kind" else f"{key}={value}" for key, value in row["accumulator"].items()
         )
-        scale = f", {row['scale']} scale per {row['block']}" if row["scale"] else ""
-        rows.append((operands, row["out"], accumulator + scale + (f"; {row['note']}" if row["note"] else "")))
-    if max(len(row[0]) for row in rows) > 30:
-        for operands, out, accumulator in rows:
-            say(paragraph(f"{operands} -> {out}"))
-            say(paragraph(accumulator, indent="    "))
-    else:
-        say(table(rows, ("operands", "out", "accumulator")))
+        say(paragraph(accumulator + (f"; {row['note']}" if row["note"] else ""), indent="    "))
+        say(paragraph(_seen(row, card["basis"]), indent="    "))
+
+
+def _seen(row: Mapping[str, Any], basis: str) -> str:
+    """How a row is known: what was compared with which device, or what it was published as."""
+    if not row["seen"]:
+        return f"{basis}, not compared with a device"
+    pairs = len(row["a"]) * (1 if row["same"] else len(row["b"]))
+    compared = len({(seen["a"], seen["b"]) for seen in row["seen"]})
+    devices = ", ".join(dict.fromkeys(f"{seen['device']} ({seen['date']})" for seen in row["seen"]))
+    outputs, differences = (sum(seen[key] for seen in row["seen"]) for key in ("outputs", "differences"))
+    which = "" if compared == pairs else f"{compared} of {pairs} operand pairs "
+    shapes = ", ".join(dict.fromkeys(seen["shape"] for seen in row["seen"]))
+    verdict = f"{differences:,} differ" if differences else "no difference"
+    return f"silicon: {which}on {devices}, {shapes}: {outputs:,} outputs, {verdict}"
 
 
 def _print_device(name: str, card: Mapping[str, Any]) -> None:

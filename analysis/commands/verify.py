@@ -88,4 +88,6 @@ def _print(results: Iterable[Verification]) -> None:
         if result.first is not None:
             say(paragraph(f"{result.name}, first difference:"))
             for field, value in asdict(result.first).items():
+                if value == ():
+                    continue
                 say(paragraph(f"  {field}: {' '.join(value) if isinstance(value, tuple) else value}"))

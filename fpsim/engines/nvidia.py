@@ -57,14 +57,18 @@ def _fp8_rows(
     )
 
 
-def _emulated_fp8(k: int | None = None) -> tuple[Row, ...]:
-    """FP8 mma.sync without FP8 hardware: FP16 operands, two halves of k from zero, then an IEEE addition of C."""
+def _emulated_fp8(k: int = 32) -> tuple[Row, ...]:
+    """FP8 mma.sync without FP8 hardware: FP16 operands, two halves of k from zero, then an IEEE addition of C.
+
+    The halves are what unpacking a register of four FP8 codes gives: k mod 4 in (0, 1), then (2, 3). Each is one FP16
+    instruction, so m16n8k16 takes steps of 8 where m16n8k32 takes 16 (seen on an H200; not in the published model).
+    """
     return tuple(
         Row(
             a=FP8,
             b=FP8,
-            accumulator=Promoted(_fused(16, 25, zero, output), k or 32, output, order="mod4-pairs", operands="f16"),
-            k=k,
+            accumulator=Promoted(_fused(k // 2, 25, zero, output), k, output, order="mod4-pairs", operands="f16"),
+            k=None if k == 32 else k,
             note="emulated with FP16 products; not the arithmetic of wgmma on the same GPU",
         )
         for output, zero in (("f32", -133), ("f16", -21))

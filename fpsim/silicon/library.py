@@ -134,7 +134,8 @@ def matching_splits(
     a, b : codes of `formats`, (m, k) and (k, n); name, out : the library engine and its result format.
     epilogue : a_scale, b_scale, bias, as `fpsim.matmul` takes them.
 
-    Returns None if no candidate does: another algorithm, or an engine that is not this one.
+    Returns None if no candidate does: another algorithm, or an engine that is not this one. A narrow output of few
+    values may be the same for two numbers; ask for float32 where the number itself matters.
     """
     wanted = words(result)
     few = min(len(wanted), 8)  # enough to tell; the whole is compared for the candidate that passes

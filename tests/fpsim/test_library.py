@@ -1,6 +1,7 @@
 """Library GEMMs: epilogues and split K against torch's own float32 operations, DeepGEMM and FP8 mma.sync against
 their definitions."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch
 import fpsim
 from fpsim import reference
 from fpsim.accumulators import FusedDot
+from fpsim.silicon import library
+from fpsim.silicon.library import matching_splits
 from tests.strategies import assert_same_bits, bits
 
 RNG = np.random.default_rng(31)
@@ -71,20 +74,23 @@ def test_deepgemm_promotes_with_one_fma_per_group() -> None:
         fpsim.matmul(A, B, spec)
 
 
+@pytest.mark.parametrize("k", [None, 16])
 @pytest.mark.parametrize("out", ["f32", "f16"])
-def test_fp8_mma_sync_on_hopper_is_two_fp16_chains_and_an_addition(out: str) -> None:
-    """Restated with the FP16 engine: k mod 4 in (0, 1), then (2, 3), from zero, then + C; per 32 products."""
-    spec = fpsim.engine("hopper/mma", "e4m3", "e5m2", out)
+def test_fp8_mma_sync_on_hopper_is_two_fp16_chains_and_an_addition(out: str, k: int | None) -> None:
+    """Restated with FP16 products: k mod 4 in (0, 1), then (2, 3), from zero, then + C; per 32 or 16 products."""
+    spec = fpsim.engine("hopper/mma", "e4m3", "e5m2", out, k=k)
+    each = k or 32
     b5 = fpsim.encode(np.random.default_rng(5).standard_normal((64, 5)), "e5m2")
     a4 = A[:, :64].copy()
-    half = fpsim.MatmulSpec("f16", "f16", spec.accumulator.inner)
+    rounding, zero = ("rz", -133) if out == "f32" else ("rne", -21)
+    half = fpsim.MatmulSpec("f16", "f16", FusedDot(each // 2, 25, rounding, out, zero))
     dtype = np.float32 if out == "f32" else np.float16
     c = RNG.standard_normal((6, 5)).astype(dtype)
     x, y = (fpsim.encode(fpsim.decode(v, f), "f16") for v, f in ((a4, "e4m3"), (b5, "e5m2")))
     want = c
-    for k in range(0, 64, 32):
-        first = [k + i for i in range(32) if i % 4 < 2]
-        second = [k + i for i in range(32) if i % 4 >= 2]
+    for start in range(0, 64, each):
+        first = [start + i for i in range(each) if i % 4 < 2]
+        second = [start + i for i in range(each) if i % 4 >= 2]
         acc = fpsim.matmul(x[:, first].copy(), y[first].copy(), half)
         acc = fpsim.matmul(x[:, second].copy(), y[second].copy(), half, acc)
         want = (acc + want).astype(dtype)
@@ -124,3 +130,40 @@ def test_batched_block_scales() -> None:
     whole = fpsim.matmul(a, b, spec, a_scale=sa, b_scale=sb)
     for i in range(2):
         assert_same_bits(whole[i], fpsim.matmul(a[i], b, spec, a_scale=sa[i], b_scale=sb))
+
+
+def test_splits_are_found_by_matching() -> None:
+    rng = np.random.default_rng(12)
+    a, b = (fpsim.encode(rng.standard_normal(shape), "e4m3") for shape in ((9, 2048), (2048, 16)))
+    about = {"name": "hopper/scaled_mm-fast", "formats": ("e4m3", "e4m3")}
+    scales = {"a_scale": rng.uniform(0.5, 2, (9, 1)).astype("f4"), "b_scale": rng.uniform(0.5, 2, (1, 16)).astype("f4")}
+    for splits in (1, 3, 8):
+        spec = fpsim.engine("hopper/scaled_mm-fast", "e4m3", split_k=splits)
+        result = fpsim.matmul(a, b, spec, **scales)
+        assert matching_splits(result, a, b, **about, **scales) == splits
+        assert matching_splits(torch.from_numpy(result), a, b, **about, **scales) == splits
+    narrow = fpsim.matmul(a, b, fpsim.engine("hopper/scaled_mm-fast", "e4m3", out="bf16"), **scales)
+    tensor = torch.from_numpy(narrow.view(np.int16)).view(torch.bfloat16)
+    assert matching_splits(tensor, a, b, **about, out="bf16", **scales) == 1
+    other = result.copy()
+    other[8, 15] *= 2  # the last output of all
+    assert matching_splits(other, a, b, **about, **scales) is None
+    assert matching_splits(result, a, b, **about, **scales, candidates=range(1, 8)) is None
+
+
+def test_products_asked_of_a_library_are_what_their_name_says() -> None:
+    gemms = list(library.grid("hopper/scaled_mm", [(3, 16, 32)]))
+    assert len({gemm.name for gemm in gemms}) == len(gemms) == 3 * 3 * 2 * 2
+    assert gemms[-1].name == "e5m2 x e4m3 -> f16 3x16x32 row scales bias"
+    given = library.operands(gemms[-1])
+    assert {part: x.shape for part, x in given.items()} == {
+        "a": (3, 32),
+        "b": (32, 16),
+        "a_scale": (3, 1),
+        "b_scale": (1, 16),
+        "bias": (16,),
+    }
+    assert 0.5 <= given["a_scale"].min() <= given["b_scale"].max() < 1.5
+    assert (given["bias"] == given["bias"].astype(ml_dtypes.bfloat16)).all()
+    with pytest.raises(ValueError, match="unknown library engine 'hopper/deepgemm'"):
+        next(library.grid("hopper/deepgemm"))
