@@ -66,6 +66,10 @@ def native(x: Any) -> Any:
     """A device array of plain numbers as Numba's; torch's narrow floats as integers of their width."""
     if is_tensor(x):
         x = x.detach()
+        if str(x.dtype) in ("torch.uint16", "torch.uint32", "torch.uint64"):  # some torch versions do not export these
+            import torch  # x is a tensor: torch is here
+
+            return _retyped(cuda.as_cuda_array(x.view(getattr(torch, f"int{8 * x.element_size()}"))))
         named = _TORCH_CODES.get(str(x.dtype))
         if named is not None and str(x.dtype) not in ("torch.float32", "torch.float64", "torch.float16"):
             import torch  # x is a tensor: torch is here
@@ -100,7 +104,7 @@ def codes(x: Any, row: Format, name: str) -> Codes:
 
 
 def _retyped(array: Any) -> Any:
-    """A strided float array as unsigned integers of the same width."""
+    """An array of any strides as unsigned integers of the same width."""
     dtype = np.dtype(f"u{array.dtype.itemsize}")
     return _view(array, array.shape, array.strides, dtype)
 

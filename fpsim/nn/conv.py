@@ -57,7 +57,7 @@ class QuantizedConv2d(QuantizedLayer):
         kernels = exact.operand(
             self.exact_weight(), self.weight_quantizer, self.weight_scales, 1, lambda w: w.flatten(2).transpose(1, 2)
         )
-        y = self.plus_bias(exact.product(pixels, kernels, spec).to(values.device))
+        y = self.plus_bias(exact.product(pixels, kernels, spec))
         height, width = self.output_size(values.shape[2], values.shape[3])
         return y.reshape(values.shape[0], height, width, self.out_channels).permute(0, 3, 1, 2).contiguous()
 

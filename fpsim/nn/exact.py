@@ -69,7 +69,7 @@ def operand(
     row = quantizer.row
     laid = lay(codes)
     if scales is None:
-        return Operand(codes=laid, format=element_format(quantizer), step=torch.ones(1, 1, 1))
+        return Operand(codes=laid, format=element_format(quantizer), step=torch.ones(1, 1, 1, device=laid.device))
 
     def spread(scale: Tensor) -> Tensor:
         if scale.numel() == 1:
@@ -108,7 +108,7 @@ def _promoted(a: Operand, b: Operand, spec: MatmulSpec) -> Tensor:
     width = min(blocks, default=channels)
     if any(block % width for block in blocks):
         raise ValueError(f"blocks of {max(blocks)} and {width} do not nest; one must be a multiple of the other")
-    total = torch.zeros(a.codes.shape[0], b.codes.shape[0])
+    total = torch.zeros(a.codes.shape[0], b.codes.shape[0], device=a.codes.device)
     for tap in range(taps):
         for start in range(0, channels, width):
             stop = min(start + width, channels)
@@ -137,16 +137,10 @@ def _block_scaled(a: Operand, b: Operand, spec: MatmulSpec) -> Tensor:
         raise ValueError(
             f"engine {spec.engine!r} has blocks of {spec.block}, the operands have {a.block} and {b.block}"
         )
-    made = _matmul(
-        _padded(a),
-        _padded(b),
-        spec,
-        a_scale=_numpy(a.scale_codes.flatten(1)),
-        b_scale=_numpy(b.scale_codes.flatten(1)).T,
-    )
+    made = _matmul(_padded(a), _padded(b), spec, (a.scale_codes.flatten(1), b.scale_codes.flatten(1)))
     for operand, shape in ((a, (-1, 1)), (b, (1, -1))):
         if operand.tensor is not None:
-            made *= operand.tensor.reshape(shape).cpu()
+            made *= operand.tensor.reshape(shape)
     return made
 
 
@@ -156,19 +150,25 @@ def _padded(operand: Operand) -> Tensor:
     return torch.nn.functional.pad(operand.codes, (0, -operand.codes.shape[2] % block)).flatten(1)
 
 
-def _matmul(a: Tensor, b: Tensor, spec: MatmulSpec, **scales: Any) -> Tensor:
-    made = fpsim.matmul(_numpy(a), np.ascontiguousarray(_numpy(b).T), spec, **scales)
-    return torch.from_numpy(np.ascontiguousarray(made, dtype=np.float32))
+def _matmul(a: Tensor, b: Tensor, spec: MatmulSpec, scales: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """float32 a @ b.T on the device the codes are on: a GPU's stay there, others go through numpy."""
+    x, y = _plain(a), _plain(b)
+    sides = {} if scales is None else {"a_scale": _plain(scales[0]), "b_scale": _plain(scales[1]).T}
+    made = fpsim.matmul(x, y.T if a.is_cuda else np.ascontiguousarray(y.T), spec, **sides)
+    return made.float() if a.is_cuda else torch.from_numpy(np.ascontiguousarray(made, dtype=np.float32))
+
+
+def _plain(x: Tensor) -> Any:
+    """Codes as `fpsim.matmul` takes them: a tensor on a GPU, a numpy array otherwise; bit patterns are unsigned."""
+    x = x.detach()
+    if x.dtype == torch.int16:
+        x = x.view(torch.uint16)
+    return x if x.is_cuda else np.ascontiguousarray(x.numpy())
 
 
 def _pair(a: Tensor, b: Tensor) -> Tensor:
     """(rows of a or 1, rows of b or 1) product of two scales that are constant along K."""
-    return a[:, 0, :1].cpu() * b[:, 0, :1].T.cpu()
-
-
-def _numpy(x: Tensor) -> Any:
-    made = np.ascontiguousarray(x.detach().cpu().numpy())
-    return made.view(np.uint16) if x.dtype == torch.int16 else made
+    return a[:, 0, :1] * b[:, 0, :1].T
 
 
 def _accepted(operand: Operand, wanted: Format, role: str) -> Operand:

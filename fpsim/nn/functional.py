@@ -30,6 +30,11 @@ _CASTS = {"bf16": torch.bfloat16, "f16": torch.float16}
 _ROOM = 21  # fraction bits at most, so that |x| stays below half the constant
 
 
+def divided(x: Tensor, by: float) -> Tensor:
+    """x / by, rounded once on every device: with a Python number torch multiplies by its reciprocal on a GPU."""
+    return x / torch.full((), by, dtype=x.dtype, device=x.device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Grid:
     """What the kernels need to know of a scalar format, worked out once.
@@ -163,7 +168,7 @@ def encode(x: Tensor, fmt: str | Format) -> Tensor:
         return whole.to(torch.int8 if row.signed else torch.uint8)
     pattern = values.view(torch.int32) & 0x7FFFFFFF
     normal = (pattern >> (23 - row.mantissa_bits)) - ((127 - row.bias) << row.mantissa_bits)
-    small = (values.abs() / row.smallest_subnormal).to(torch.int32)
+    small = divided(values.abs(), row.smallest_subnormal).to(torch.int32)
     codes = torch.where(values.abs() >= row.smallest_normal, normal, small)
     if row.nan_code is not None:
         codes = torch.where(torch.isnan(values), row.nan_code, codes)
@@ -236,9 +241,10 @@ def block_scales(
         codes = codes.squeeze(axis + 1)
         return block_step(codes, None, row, axis), codes, None
     dims = tuple(dim for dim in range(amax.ndim) if dim != sample_axis)
-    whole = amax.masked_fill(lost, 0).amax(dims, keepdim=True) / (row.element.max * row.scale.max)
+    whole = amax.masked_fill(lost, 0).amax(dims, keepdim=True)
+    whole = divided(whole, row.element.max * row.scale.max)
     whole.masked_fill_(whole == 0, 1)
-    codes = encode(amax / row.element.max / whole, row.scale).masked_fill_(lost, row.scale.nan_code or 0)
+    codes = encode(divided(amax, row.element.max) / whole, row.scale).masked_fill_(lost, row.scale.nan_code or 0)
     codes, whole = codes.squeeze(axis + 1), whole.squeeze(axis + 1)
     return block_step(codes, whole, row, axis), codes, whole
 

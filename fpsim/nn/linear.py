@@ -33,5 +33,5 @@ class QuantizedLinear(QuantizedLayer):
         columns = exact.operand(
             self.exact_weight(), self.weight_quantizer, self.weight_scales, 1, lambda x: x.unsqueeze(1)
         )
-        y = exact.product(rows, columns, spec).to(values.device)
+        y = exact.product(rows, columns, spec)
         return self.plus_bias(y).reshape(*values.shape[:-1], self.out_features)

@@ -94,7 +94,7 @@ def _groups(
 
 def from_max_abs(amax: Tensor, largest: float) -> Tensor:
     """amax / largest in float32, at least `TINY`; `largest` is the format's largest value."""
-    return (amax / largest).clamp_(min=TINY)
+    return functional.divided(amax, largest).clamp_(min=TINY)
 
 
 def from_range(low: Tensor, high: Tensor, row: Format) -> Scales:
