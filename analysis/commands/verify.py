@@ -32,6 +32,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="dot products to compare per instruction, such as 1e9 on a GPU (default 2e5)",
     )
+    parser.add_argument(
+        "--shapes", type=_shape, nargs="+", metavar="MxNxK", help="products to ask of libraries, instead of the grid"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the inputs (default 0)")
     parser.add_argument("--capture", type=Path, metavar="FILE", help="write golden vectors (.npz) instead of comparing")
     parser.add_argument("--record", type=Path, metavar="FILE", help="add the result to a record (verified.json)")
@@ -39,15 +42,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
 
 
+def _shape(text: str) -> tuple[int, int, int]:
+    sizes = text.split("x")
+    if len(sizes) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
+        raise argparse.ArgumentTypeError(f"a shape is MxNxK, such as 64x128x4096, not {text!r}")
+    m, n, k = map(int, sizes)
+    return m, n, k
+
+
 def run(options: argparse.Namespace) -> int:
     from fpsim.silicon import golden, record
+    from fpsim.silicon.library import SHAPES
     from fpsim.silicon.verify import names, verify
 
     if not 1 <= options.outputs <= 1e12:
         raise ValueError(f"--outputs must be 1 to 1e12, not {options.outputs:g}")
-    command = shlex.join(["fpsim", *sys.argv[1:]])
+    command = shlex.join(["fpsim", "verify", *options.engines])
     if options.capture is not None:
-        done = golden.capture(options.capture, names(options.engines or None), options.seed, command)
+        ran = f"{command} --capture {options.capture.name} --seed {options.seed}"
+        done = golden.capture(options.capture, names(options.engines or None), options.seed, ran)
         say(paragraph(f"captured into {options.capture}: {', '.join(done)}"))
         return 0
 
@@ -56,9 +69,11 @@ def run(options: argparse.Namespace) -> int:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
 
-    results = verify(options.engines or None, int(options.outputs), options.seed, progress)
+    shapes = options.shapes or SHAPES
+    results = verify(options.engines or None, int(options.outputs), options.seed, progress, shapes)
     if options.record is not None:
-        rows = record.merge(options.record, results, record.about(command, options.seed))
+        ran = f"{command} --outputs {options.outputs:g} --seed {options.seed}"
+        rows = record.merge(options.record, results, record.about(ran, options.seed))
         progress(f"recorded {rows} rows in {options.record}")
     if options.json:
         say_json([asdict(result) for result in results])

@@ -1,9 +1,7 @@
 """Whole GEMMs of torch on a Hopper GPU against the library engines, and how many ways a library split K.
 
-cuBLAS picks a kernel per shape. With few output tiles and a long K it cuts K into ranges that are summed apart
-(`fpsim.accumulators.SplitK`); how many is a heuristic that it does not document. `matching_splits` finds the number
-that reproduces a given result bit for bit, for shapes of your own; a result that no number explains is reported, never
-passed over.
+cuBLAS picks a kernel per shape and may cut K into ranges; `matching_splits` finds into how many. A result that no
+number explains is reported with its kernel's name, never passed over.
 """
 
 import time
@@ -24,6 +22,7 @@ from fpsim.gemm import matmul
 from fpsim.silicon import nvidia
 from fpsim.silicon.inputs import PARTS, Stream, Tiles, draw
 from fpsim.silicon.results import Verification
+from fpsim.silicon.splits import matching_splits, words
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 ENGINES = ("hopper/scaled_mm", "hopper/scaled_mm-fast", "hopper/torch-mm")
-SPLITS = range(1, 33)
 
 #: (m, n, k): small, one row, ragged, square, tall, few tiles with a long K. _scaled_mm wants n and k in sixteens.
 SHAPES = (
@@ -116,51 +114,6 @@ def operands(gemm: Gemm, seed: int = 0) -> dict[str, Array]:
     return found
 
 
-def matching_splits(
-    result: Any,
-    a: Any,
-    b: Any,
-    *,
-    name: str,
-    formats: tuple[str, str],
-    out: str = "f32",
-    candidates: Sequence[int] = SPLITS,
-    backend: str = "cpu",
-    **epilogue: Any,
-) -> int | None:
-    """The number of ranges the library cut K into: the smallest candidate that gives `result` bit for bit.
-
-    result : what the library returned, (m, n), a torch tensor or an array of the output's type.
-    a, b : codes of `formats`, (m, k) and (k, n); name, out : the library engine and its result format.
-    epilogue : a_scale, b_scale, bias, as `fpsim.matmul` takes them.
-
-    Returns None if no candidate does: another algorithm, or an engine that is not this one. A narrow output of few
-    values may be the same for two numbers; ask for float32 where the number itself matters.
-    """
-    wanted = words(result)
-    few = min(len(wanted), 8)  # enough to tell; the whole is compared for the candidate that passes
-    for splits in candidates:
-        spec = engine(name, *formats, out=out, split_k=splits)
-        some = {key: value[:few] if key == "a_scale" and value.ndim == 2 else value for key, value in epilogue.items()}
-        if not np.array_equal(words(matmul(a[:few], b, spec, backend=backend, **some)), wanted[:few]):
-            continue
-        if np.array_equal(words(matmul(a, b, spec, backend=backend, **epilogue)), wanted):
-            return splits
-    return None
-
-
-def words(values: Any) -> Array:
-    """Bit patterns of a tensor or array, on the host."""
-    if hasattr(values, "detach"):
-        import torch
-
-        kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-        values = values.detach().view(kinds[values.element_size()]).cpu().numpy()
-    elif hasattr(values, "copy_to_host"):
-        values = values.copy_to_host()
-    return np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
-
-
 def missing() -> str | None:
     """Why the library engines cannot be compared here; None if they can."""
     here = nvidia.capability()
@@ -173,18 +126,24 @@ def missing() -> str | None:
     return None if torch.cuda.is_available() else "this torch was built without CUDA"
 
 
-def verify(name: str, seed: int, progress: Callable[[str], None]) -> list[Verification]:
-    """Compare every product of `grid(name)`; one result per operand types and output format."""
+def verify(
+    name: str, seed: int, progress: Callable[[str], None], shapes: Sequence[tuple[int, int, int]] = SHAPES
+) -> list[Verification]:
+    """Compare every product of `grid(name, shapes)`; one result per operand types and output format."""
     listed: dict[tuple[str, str, str], list[Gemm]] = {}
-    for gemm in grid(name):
+    for gemm in grid(name, shapes):
         listed.setdefault((gemm.a, gemm.b, gemm.out), []).append(gemm)
     reason = missing()
     results = []
     for (a, b, out), gemms in listed.items():
         title = f"{name} {a} x {b} -> {out}"
-        blank = Verification(name=title, engine=name, a=a, b=b, out=out, shape=f"{len(SHAPES)} shapes")
+        blank = Verification(name=title, engine=name, a=a, b=b, out=out, shape=_listed(shapes))
         results.append(replace(blank, skipped=reason) if reason else _verify(blank, gemms, seed, progress))
     return results
+
+
+def _listed(shapes: Sequence[tuple[int, int, int]]) -> str:
+    return f"{len(shapes)} shapes" if len(shapes) > 3 else ", ".join("x".join(map(str, shape)) for shape in shapes)
 
 
 def _verify(blank: Verification, gemms: Sequence[Gemm], seed: int, progress: Callable[[str], None]) -> Verification:

@@ -53,19 +53,24 @@ class Probe:
 
 
 def verify(
-    engines: Sequence[str] | None = None, outputs: int = 200_000, seed: int = 0, progress: Progress = lambda text: None
+    engines: Sequence[str] | None = None,
+    outputs: int = 200_000,
+    seed: int = 0,
+    progress: Progress = lambda text: None,
+    shapes: Sequence[tuple[int, int, int]] = library.SHAPES,
 ) -> list[Verification]:
     """Compare each engine (by default all) that has hardware here, on at least `outputs` outputs per instruction.
 
     engines : names of engines, or of single instructions as `Verification.name` gives them.
     progress : is told about every result as it arrives.
+    shapes : (m, n, k) of the products asked of libraries.
 
     Raises ValueError for a name that is neither.
     """
     results = []
     for name in names(engines):
         if name in library.ENGINES:
-            found = library.verify(name, seed, progress)
+            found = library.verify(name, seed, progress, shapes)
         else:
             found = [verify_instruction(name, outputs, seed)]
         for result in found:

@@ -14,7 +14,7 @@ import pytest
 import fpsim
 from fpsim.silicon import cpu, golden
 from fpsim.silicon.inputs import KINDS
-from fpsim.silicon.library import words
+from fpsim.silicon.splits import words
 from fpsim.silicon.verify import emulate, names
 from tests.strategies import assert_same_bits
 

@@ -10,7 +10,7 @@ import fpsim
 from fpsim import reference
 from fpsim.accumulators import FusedDot
 from fpsim.silicon import library
-from fpsim.silicon.library import matching_splits
+from fpsim.silicon.splits import matching_splits
 from tests.strategies import assert_same_bits, bits
 
 RNG = np.random.default_rng(31)

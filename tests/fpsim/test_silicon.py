@@ -1,6 +1,7 @@
 """Comparisons with silicon: the CPU's own instructions, and the tensor cores of a GPU where there is one."""
 
 import json
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,3 +223,12 @@ def test_inputs_drawn_on_the_gpu_are_the_same(name: str) -> None:
         here, there = inputs.draw(row.spec, tiles, stream), nvidia.draw(row.spec, tiles, stream)
         for part, x in here.items():
             assert x.tobytes() == there[part].get().tobytes(), (name, kind, part)
+
+
+def test_the_page_shows_the_record() -> None:
+    """docs/silicon.md is generated: `python docs/update_silicon.py`."""
+    folder = Path(__file__).parents[2] / "docs"
+    update = runpy.run_path(str(folder / "update_silicon.py"))
+    text = (folder / "silicon.md").read_text(encoding="utf-8")
+    assert update["page"](text) == text
+    assert update["operands"]([{"a": "e4m3", "b": "e4m3"}, {"a": "e4m3", "b": "e5m2"}]) == "e4m3 x e4m3, e4m3 x e5m2"

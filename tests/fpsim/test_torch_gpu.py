@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import fpsim
+from fpsim.silicon import library
+from fpsim.silicon.splits import matching_splits
 from tests.strategies import assert_same_bits
 
 pytestmark = pytest.mark.gpu
@@ -61,3 +63,24 @@ def test_torch_mm(shape: tuple[int, int, int], operand: str) -> None:
     want = torch.mm(left, right)
     got = fpsim.matmul(a, b, fpsim.engine("hopper/torch-mm", operand, out=operand))
     assert_same_bits(got.view(np.int16), words(want), f"{operand} {shape}")
+
+
+@pytest.mark.parametrize("name", library.ENGINES)
+def test_every_product_of_the_grid_is_explained(name: str) -> None:
+    """All operand types, results, scales, biases and shapes, with the number of splits found by matching."""
+    results = library.verify(name, seed=1, progress=lambda text: None)
+    assert [result.unmatched for result in results] == [()] * len(results)
+    assert all(result.compared > 0 for result in results)
+
+
+def test_a_product_that_is_not_the_engine_is_unmatched() -> None:
+    gemm = library.Gemm(
+        engine="hopper/scaled_mm-fast", a="e4m3", b="e4m3", out="f32", m=64, n=64, k=512, scales="tensor"
+    )
+    result, splits = library.capture(gemm)
+    assert splits == 1
+    given = library.operands(gemm)
+    about = {"name": "hopper/scaled_mm", "formats": ("e4m3", "e4m3")}
+    scales = {part: given[part] for part in ("a_scale", "b_scale")}
+    a, b = given["a"], given["b"]
+    assert matching_splits(result.view(np.float32), a, b, **about, **scales) is None
