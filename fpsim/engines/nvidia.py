@@ -57,7 +57,7 @@ def _fp8_rows(
     )
 
 
-def _emulated_fp8(k: int = 32) -> tuple[Row, ...]:
+def _emulated_fp8(k: int = 32, note: str = "") -> tuple[Row, ...]:
     """FP8 mma.sync without FP8 hardware: FP16 operands, two halves of k from zero, then an IEEE addition of C.
 
     The halves are what unpacking a register of four FP8 codes gives: k mod 4 in (0, 1), then (2, 3). Each is one FP16
@@ -69,7 +69,7 @@ def _emulated_fp8(k: int = 32) -> tuple[Row, ...]:
             b=FP8,
             accumulator=Promoted(_fused(k // 2, 25, zero, output), k, output, order="mod4-pairs", operands="f16"),
             k=None if k == 32 else k,
-            note="emulated with FP16 products; not the arithmetic of wgmma on the same GPU",
+            note="; ".join(filter(None, ("emulated with FP16 products, unlike the units behind library GEMMs", note))),
         )
         for output, zero in (("f32", -133), ("f16", -21))
     )
@@ -152,7 +152,13 @@ ROWS = (
     _mma(
         "blackwell",
         "B200, GB200",
-        (*_float_rows(32, 25, -133, -21), *_emulated_fp8(), _F64_ROW, *_integer_rows(INT8)),
+        (
+            *_float_rows(32, 25, -133, -21),
+            *_emulated_fp8(),
+            *_emulated_fp8(16, "assumed to be Hopper's"),
+            _F64_ROW,
+            *_integer_rows(INT8),
+        ),
     ),
     Engine(
         name="blackwell/tcgen05",

@@ -271,7 +271,7 @@ def _all() -> Iterator[Instruction]:
     yield from _integers("hopper/mma", wide=True, nibbles=True)
     yield from _wgmma()
     yield from _floats("blackwell/mma", _HALF)
-    yield from _mixes("blackwell/mma", FP8, _FP8_OUTS, (16, 32))
+    yield from _mixes("blackwell/mma", FP8, _FP8_OUTS, (16, 32), (16, 16))
     yield from _doubles("blackwell/mma", _WIDE)
     yield from _integers("blackwell/mma", wide=True, nibbles=False)
     yield from _data_centre_blackwell()
