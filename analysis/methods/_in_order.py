@@ -9,18 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+from torch.nn import Module
+
 from analysis.methods import Layer, Request, _learned
-from analysis.methods._prepare import prepare
+from analysis.methods._prepare import Prepared, prepare
 from analysis.runner.calibrate import Calibration
 from analysis.runner.load import denoiser_name
 from analysis.runner.quantize import replaced
-from analysis.runner.samples import Call, collect, first, replay, singles
+from analysis.runner.samples import BATCH, Call, collect, first, joined, replay, singles
 from analysis.runner.statistics import Statistics, Tap
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.nn import Module
-
     from analysis.methods._axes import Axes
 
 #: Classes of diffusers that are reconstructed as a whole.
@@ -35,14 +35,16 @@ BLOCKS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What a unit meets: its calls, one image each; the outputs wanted, (1, ...) each; statistics per layer path."""
+    """What a unit meets: its calls, one image each, in full precision and behind quantized layers (the same ones for
+    full-precision inputs), the outputs wanted, (1, ...) each, and its layers in stages, see `_stages`."""
 
+    full: Sequence[Call]
     calls: Sequence[Call]
-    outputs: "Sequence[Tensor]"
-    statistics: Mapping[str, Statistics]
+    outputs: Sequence[Tensor]
+    stages: Sequence[Sequence[Layer]]
 
 
-def quantize(request: Request, calibration: Calibration, axes: "Axes") -> "dict[str, Module]":
+def quantize(request: Request, calibration: Calibration, axes: "Axes") -> dict[str, Module]:
     """Replacements for `request.layers`."""
     denoiser = getattr(request.pipe, denoiser_name(request.pipe))
     samples = collect(request.pipe, calibration, axes.samples)
@@ -50,22 +52,32 @@ def quantize(request: Request, calibration: Calibration, axes: "Axes") -> "dict[
     working = replaced(denoiser, {}) if behind else denoiser
     made: dict[str, Module] = {}
     for path, layers in units(denoiser, request.layers, calibration).items():
-        seen = look(denoiser, working, path, layers, samples, axes)
-        prepared = [prepare(request, layer, axes, seen.statistics[layer.path]) for layer in layers]
+        seen = look(denoiser, working, path, layers, samples)
+        prepared: list[Prepared] = []
+        for stage in seen.stages if behind else [layers]:
+            found = _statistics(denoiser, working, path, stage, seen, axes)
+            ready = [prepare(request, layer, axes, found[layer.path]) for layer in stage]
+            prepared += ready
+            if behind:
+                _put(working, {one.layer.path: one.build(request) for one in ready})
         if axes.rounding == "learned":
             prepared = _learned.learn(denoiser.get_submodule(path), path, prepared, seen, axes)
-        for one in prepared:
-            module = one.build(request)
-            made[one.layer.path] = module
-            if behind:
-                parent, _, name = one.layer.path.rpartition(".")
-                setattr(working.get_submodule(parent), name, module)
-                for clock in request.clocks.values():
-                    clock.attach(working)
+        built = {one.layer.path: one.build(request) for one in prepared}
+        made |= built
+        if behind:
+            _put(working, built)
+            for clock in request.clocks.values():
+                clock.attach(working)
     return made
 
 
-def units(denoiser: "Module", layers: Sequence[Layer], calibration: Calibration) -> dict[str, list[Layer]]:
+def _put(model: Module, modules: Mapping[str, Module]) -> None:
+    for path, module in modules.items():
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, module)
+
+
+def units(denoiser: Module, layers: Sequence[Layer], calibration: Calibration) -> dict[str, list[Layer]]:
     """Unit path -> the layers inside, in the order of execution. ValueError for a layer that was never called."""
     blocks = [path for path, module in denoiser.named_modules() if type(module).__name__ in BLOCKS]
     order = {path: index for index, path in enumerate(calibration.ranges)}
@@ -78,46 +90,73 @@ def units(denoiser: "Module", layers: Sequence[Layer], calibration: Calibration)
     return found
 
 
-def look(
-    denoiser: "Module", working: "Module", path: str, layers: Sequence[Layer], samples: Sequence[Call], axes: "Axes"
-) -> Seen:
+def look(denoiser: Module, working: Module, path: str, layers: Sequence[Layer], samples: Sequence[Call]) -> Seen:
     """Replay `samples` through both denoisers up to the unit at `path`."""
-    wanted = _taps(layers, samples, axes)
-    met = wanted if working is denoiser else _taps(layers, samples, axes)
+    full: list[Call] = []
     calls: list[Call] = []
     outputs: list[Tensor] = []
+    inputs: dict[str, Tensor] = {}
 
-    def target(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        outputs.extend(first(output).detach().split(1))
+    def keep(where: list[Call]) -> Any:
+        def entry(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+            where.extend(singles(Call(args=args, kwargs=kwargs, images=len(first(output)))))
+            if where is full:
+                outputs.extend(first(output).detach().split(1))
 
-    def entry(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        calls.extend(singles(Call(args=args, kwargs=kwargs, images=len(first(output)))))
+        return entry
 
-    for one in samples:
-        _run(denoiser, path, one, wanted, [target] if working is not denoiser else [target, entry])
-        if working is not denoiser:
-            _run(working, path, one, met, [entry])
-            for layer in layers:
-                met[layer.path].pair(wanted[layer.path])
-    return Seen(calls=calls, outputs=outputs, statistics={path: tap.result() for path, tap in met.items()})
-
-
-def _taps(layers: Sequence[Layer], samples: Sequence[Call], axes: "Axes") -> dict[str, Tap]:
-    per_call = [-(-count // len(samples)) for count in (axes.gram_rows, axes.kept_rows)]
-    return {layer.path: Tap(layer, per_call[0], per_call[1], seed) for seed, layer in enumerate(layers)}
-
-
-def _run(denoiser: "Module", path: str, one: Call, taps: Mapping[str, Tap], hooks: Sequence[Any]) -> None:
     unit = denoiser.get_submodule(path)
-    inner = {
-        denoiser.get_submodule(name): (lambda module, args, kwargs, output, tap=tap: tap(module, args))
+
+    def note(name: str) -> Any:
+        def keep_input(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+            inputs[name] = args[0]
+
+        return keep_input
+
+    watch = {layer.module: note(layer.path) for layer in layers if layer.module is not unit}
+    replay(denoiser, samples[:1], {**watch, unit: keep([])}, unit)
+    replay(denoiser, samples, {unit: keep(full)}, unit)
+    if working is not denoiser:
+        other = working.get_submodule(path)
+        replay(working, samples, {other: keep(calls)}, other)
+    return Seen(full=full, calls=calls or full, outputs=outputs, stages=_stages(layers, inputs))
+
+
+def _stages(layers: Sequence[Layer], inputs: Mapping[str, Tensor]) -> list[list[Layer]]:
+    """Layers that are called with the very same tensor, such as the projections of queries, keys and values, together.
+
+    What a layer makes up for must not be made up for again by the next, so stages are quantized one after the other.
+    """
+    stages: list[list[Layer]] = []
+    for layer in layers:
+        if stages and layer.path in inputs and inputs.get(stages[-1][0].path) is inputs[layer.path]:
+            stages[-1].append(layer)
+        else:
+            stages.append([layer])
+    return stages
+
+
+def _statistics(
+    denoiser: Module, working: Module, path: str, layers: Sequence[Layer], seen: Seen, axes: "Axes"
+) -> dict[str, Statistics]:
+    """Statistics of some layers of the unit at `path` as it is in `working`, from what the unit meets."""
+    starts = range(0, len(seen.calls), BATCH)
+    per_call = [-(-count // len(starts)) for count in (axes.gram_rows, axes.kept_rows)]
+    taps = {layer.path: Tap(layer, per_call[0], per_call[1], seed) for seed, layer in enumerate(layers)}
+    plain = {layer.path: Tap(layer, per_call[0], per_call[1], seed) for seed, layer in enumerate(layers)}
+    for start in starts:
+        _unit_call(working, path, seen.calls[start : start + BATCH], taps)
+        if working is not denoiser:
+            _unit_call(denoiser, path, seen.full[start : start + BATCH], plain)
+            for name, tap in taps.items():
+                tap.pair(plain[name])
+    return {name: tap.result() for name, tap in taps.items()}
+
+
+def _unit_call(model: Module, path: str, calls: Sequence[Call], taps: Mapping[str, Tap]) -> None:
+    """One call of the unit at `path`, its layers' inputs going to `taps`; it ends with the last of them."""
+    hooks = {
+        model.get_submodule(name): (lambda module, args, kwargs, output, tap=tap: tap(module, args))
         for name, tap in taps.items()
     }
-
-    def outer(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        if unit in inner:
-            inner[unit](module, args, kwargs, output)
-        for hook in hooks:
-            hook(module, args, kwargs, output)
-
-    replay(denoiser, (one,), {**inner, unit: outer}, unit)
+    replay(model.get_submodule(path), (joined(calls),), hooks, list(hooks)[-1])

@@ -8,7 +8,7 @@ a partly quantized denoiser side by side, image for image.
 How many are kept is bounded by a count and by bytes. The draw depends on the seed alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,7 @@ def collect(
 
 
 def replay(
-    denoiser: "Module", calls: tuple[Call, ...], hooks: "Mapping[Module, Callable[..., None]]", last: "Module | None"
+    denoiser: "Module", calls: Sequence[Call], hooks: "Mapping[Module, Callable[..., Any]]", last: "Module | None"
 ) -> None:
     """Run `calls` through `denoiser` with forward hooks (module, args, kwargs, output) on some modules of it.
 
@@ -132,7 +132,7 @@ def singles(whole: Call) -> Iterator[Call]:
         yield take(whole, torch.tensor([index]))
 
 
-def joined(calls: "list[Call]") -> Call:
+def joined(calls: Sequence[Call]) -> Call:
     """Calls of one image each as one call."""
     import torch
 
