@@ -86,6 +86,11 @@ def run(row: Instruction, arrays: dict[str, Device]) -> Device:
     reason = missing(row.name)
     if reason:
         raise RuntimeError(f"{row.name} cannot run: {reason}")
+    return launch(_module(row.engine), row, arrays)
+
+
+def launch(module: Any, row: Instruction, arrays: dict[str, Device]) -> Device:
+    """`run` in a module of `compiled`, on whatever GPU this is: other architectures may take the instruction too."""
     import cupy
 
     count = len(arrays["a"])
@@ -98,8 +103,18 @@ def run(row: Instruction, arrays: dict[str, Device]) -> Device:
     scales = (ready.get("a_scale", ready["a"]), ready.get("b_scale", ready["b"]))  # not read without scales
     blocks = -(-count // row.tiles_per_block)
     arguments = (ready["a"], ready["b"], ready["c"], out, *scales, np.uint64(count))
-    _module(row.engine).get_function(row.symbol)((blocks,), (128,), arguments)
+    module.get_function(row.symbol)((blocks,), (128,), arguments)
     return out
+
+
+def compiled(text: str) -> Any:
+    """A module for this GPU, with its architecture-specific instructions."""
+    import cupy
+
+    major, minor = capability() or (0, 0)
+    suffix = "a" if major >= 9 else ""
+    options = ("--std=c++17", f"--gpu-architecture=sm_{major}{minor}{suffix}")
+    return cupy.RawModule(code=text, backend="nvrtc", options=options)
 
 
 @cache
@@ -120,20 +135,11 @@ def _nvrtc_version() -> tuple[int, int]:
 
 @cache
 def _generator() -> Any:
-    return _compiled(source.template("common.cu") + source.template("draw.cu"))
+    return compiled(source.template("common.cu") + source.template("draw.cu"))
 
 
 @cache
 def _module(engine: str) -> Any:
-    """The probes of one engine, compiled for this GPU (with its architecture-specific instructions)."""
+    """The probes of one engine."""
     rows = [row for row in instructions().values() if row.engine == engine and missing(row.name) is None]
-    return _compiled(source.source(rows))
-
-
-def _compiled(text: str) -> Any:
-    import cupy
-
-    major, minor = capability() or (0, 0)
-    suffix = "a" if major >= 9 else ""
-    options = ("--std=c++17", f"--gpu-architecture=sm_{major}{minor}{suffix}")
-    return cupy.RawModule(code=text, backend="nvrtc", options=options)
+    return compiled(source.source(rows))

@@ -13,7 +13,7 @@ from fpsim.silicon import cpu, inputs, nvidia, nvrtc, record, source
 from fpsim.silicon.inputs import KINDS, Stream, Tiles
 from fpsim.silicon.instructions import ARCHITECTURES, Instruction, instructions
 from fpsim.silicon.results import Verification
-from fpsim.silicon.verify import names, verify, verify_instruction
+from fpsim.silicon.verify import emulate, names, verify, verify_instruction
 
 ROWS = list(instructions().values())
 
@@ -209,6 +209,28 @@ def test_tensor_core_equals_emulator(row: Instruction) -> None:
         pytest.skip(reason)
     result = verify_instruction(row.name, outputs=100_000)
     assert result.differences == 0, result.first
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("row", [r for r in ROWS if r.architecture in ("volta", "turing")], ids=lambda row: row.name)
+def test_older_shapes_have_the_right_layout(row: Instruction) -> None:
+    """Later GPUs still take them. On small integers every engine's arithmetic is exact: what is left is the layout."""
+    if nvidia.capability() is None:
+        pytest.skip("no NVIDIA GPU, or no cupy (pip install 'fpsim[cuda]')")
+    import cupy
+
+    tiles = Tiles(count=37, rows=row.rows, k=row.k, columns=row.columns)
+    given = inputs.draw(row.spec, tiles, Stream(seed=2, kind="ordinary"))
+    if row.a == "f16":
+        rng = np.random.default_rng(2)
+        given = {part: rng.integers(-8, 9, x.shape).astype(np.float16) for part, x in given.items()}
+        given = {part: x.astype(np.float32) if (part, row.out) == ("c", "f32") else x for part, x in given.items()}
+        want = given["a"].astype(int) @ given["b"].transpose(0, 2, 1).astype(int) + given["c"].astype(int)
+    else:
+        want = emulate(row.spec, given, "cpu")
+    module = nvidia.compiled(source.source([row]))
+    got = nvidia.launch(module, row, {part: cupy.asarray(x) for part, x in given.items()}).get()
+    assert (got == want).all()
 
 
 @pytest.mark.gpu
