@@ -38,6 +38,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the inputs (default 0)")
     parser.add_argument("--capture", type=Path, metavar="FILE", help="write golden vectors (.npz) instead of comparing")
     parser.add_argument("--record", type=Path, metavar="FILE", help="add the result to a record (verified.json)")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the probes of every GPU architecture instead (needs NVRTC)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
 
@@ -58,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
     if not 1 <= options.outputs <= 1e12:
         raise ValueError(f"--outputs must be 1 to 1e12, not {options.outputs:g}")
     command = shlex.join(["fpsim", "verify", *options.engines])
+    if options.compile:
+        return _compile(options)
     if options.capture is not None:
         ran = f"{command} --capture {options.capture.name} --seed {options.seed}"
         done = golden.capture(options.capture, names(options.engines or None), options.seed, ran)
@@ -80,6 +85,28 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print(results)
     return int(not all(result.passed for result in results))
+
+
+def _compile(options: argparse.Namespace) -> int:
+    from fpsim.silicon.instructions import instructions
+    from fpsim.silicon.nvrtc import build
+
+    engines = options.engines or dict.fromkeys(row.engine for row in instructions().values())
+    built = [build(engine) for engine in engines]
+    if options.json:
+        say_json([asdict(row) for row in built])
+        return 0
+    rows = [
+        (row.engine, row.target, f"{row.instructions}", f"{row.bytes:,}", f"NVRTC {row.compiler}")
+        if not row.skipped
+        else (row.engine, row.target, "", "", row.skipped)
+        for row in built
+    ]
+    say(table(rows, ("engine", "target", "probes", "bytes", "compiled by"), right=(2, 3)))
+    for row in built:
+        if row.left_out:
+            say(paragraph(f"{row.engine}: NVRTC {row.compiler} is too old for {', '.join(row.left_out)}"))
+    return 0
 
 
 def _print(results: Iterable[Verification]) -> None:

@@ -8,9 +8,14 @@ import ctypes
 import os
 from collections.abc import Iterator
 from ctypes.util import find_library
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from site import getsitepackages, getusersitepackages
+
+from fpsim._names import unknown
+from fpsim.silicon.instructions import ARCHITECTURES, instructions
+from fpsim.silicon.source import source
 
 
 class CompileError(ValueError):
@@ -31,6 +36,44 @@ def compiler(target: str) -> "Nvrtc | None":
     """The newest compiler here that knows `target` ("sm_90a"); None if there is none."""
     able = [candidate for candidate in _loaded() if target.rstrip("a") in candidate.targets]
     return max(able, key=lambda candidate: candidate.version, default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """The probes of one engine, compiled for the architecture they are of: how many, into how many bytes of code.
+
+    skipped : why none of them was compiled; left_out: instructions that this compiler is too old for.
+    """
+
+    engine: str
+    target: str
+    instructions: int = 0
+    bytes: int = 0
+    compiler: str = ""
+    left_out: tuple[str, ...] = ()
+    skipped: str | None = None
+
+
+def build(engine: str) -> Build:
+    """Compile all probes of an engine, for its own architecture. Raises CompileError, ValueError for another name."""
+    rows = [row for row in instructions().values() if row.engine == engine]
+    if not rows:
+        raise unknown("probed engine", engine, dict.fromkeys(row.engine for row in instructions().values()))
+    target = ARCHITECTURES[rows[0].architecture].target
+    found = compiler(target)
+    if found is None:
+        reason = f"no NVRTC for {target} here (pip install nvidia-cuda-nvrtc, -cu12 for sm_70)"
+        return Build(engine=engine, target=target, skipped=reason)
+    known = [row for row in rows if (row.cuda or (0, 0)) <= found.version]
+    code = found.compile(source(known), target)
+    return Build(
+        engine=engine,
+        target=target,
+        instructions=sum(row.symbol.encode() in code for row in known),
+        bytes=len(code),
+        compiler=".".join(map(str, found.version)),
+        left_out=tuple(row.name for row in rows if row not in known),
+    )
 
 
 @cache

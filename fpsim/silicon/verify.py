@@ -6,7 +6,7 @@ is compared on the host, on fewer outputs, and the result says so.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -256,9 +256,3 @@ def _words(values: Any) -> list[int]:
 
 def _hex(values: Any) -> tuple[str, ...]:
     return tuple(map(hex, _words(values)))
-
-
-def summary(results: Iterable[Verification]) -> tuple[int, int, int]:
-    """Instructions compared, outputs compared, outputs that differ."""
-    done = [result for result in results if not result.skipped]
-    return len(done), sum(result.compared for result in done), sum(result.differences for result in done)
