@@ -119,9 +119,7 @@ def chosen_backend(backend: str | None, *operands: Any) -> str:
         raise unknown("backend", backend, BACKENDS)
     if any(on_device(x) for x in operands):
         if backend not in (None, "cuda"):
-            raise ValueError(
-                f"the operands are on a GPU, which backend={backend!r} does not read; copy them, or leave it"
-            )
+            raise ValueError(f"the operands are on a GPU; backend={backend!r} takes host arrays: copy them first")
         return "device"
     return backend or "cpu"
 
