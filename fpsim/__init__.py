@@ -83,6 +83,7 @@ _MODULES = {
     "blocks",
     "certificates",
     "codec",
+    "counts",
     "engines",
     "formats",
     "gemm",

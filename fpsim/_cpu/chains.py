@@ -18,25 +18,17 @@ from fpsim.spec import MatmulSpec
 
 def sequential(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: SequentialFma, scales: Scales | None) -> None:
     del scales
-    x, y = decode(a, spec.a), decode(b, spec.b)
-    if kind.order == "odd-even":
-        k = np.arange(x.shape[1]) ^ 1
-        k[k == k.size] -= 1  # an odd K leaves its last element in place
-        x, y = np.ascontiguousarray(x[:, k]), np.ascontiguousarray(y[k])
+    x, y = chain_operands(a, b, spec, kind)
     row, depth = scalar_format(kind.output), a.shape[1]
-    if kind.flush:
-        flush(x, spec.a.smallest_normal)
-        flush(y, spec.b.smallest_normal)
     if not native(x, y, kind):
         x, y = float64_operands(x, y, spec)
-        to = narrow_plan(kind.output, kind.rounding, kind.overflow, flush=kind.flush)
+        product, to = narrow_plans(kind)
         down, total = kind.rounding == "rd", start_values(c, row)
         if kind.flush:
             flush(total, row.smallest_normal)
         if kind.fused:
             rows(lambda i, j: chain.fused(x, y, down, to, total, i, j), c, depth)
         else:
-            product = narrow_plan(kind.product or kind.output, kind.rounding, kind.overflow, flush=kind.flush)
             rows(lambda i, j: chain.unfused(x, y, down, product, to, total, i, j), c, depth)
         finish(total, row, c)
         return
@@ -57,12 +49,7 @@ def sequential(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: SequentialF
 def pairwise(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: PairwiseTree, scales: Scales | None) -> None:
     del scales
     row, depth = scalar_format(kind.output), a.shape[1]
-    pad = -depth % kind.terms
-    x, y = decode(a, spec.a), decode(b, spec.b)
-    x, y = np.pad(x, ((0, 0), (0, pad))), np.pad(y, ((0, pad), (0, 0)))
-    if kind.flush:
-        x[np.abs(x) < spec.a.smallest_normal] = 0
-        y[np.abs(y) < spec.b.smallest_normal] = 0
+    x, y = tree_operands(a, b, spec, kind)
     if native(x, y, kind) and kind.output == "f32":
         total = c.view(np.float32)
         smallest = np.float32(row.smallest_normal if kind.flush else 0)
@@ -72,13 +59,42 @@ def pairwise(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: PairwiseTree,
         c[np.isnan(total)] = engine_nan(row)
         return
     x, y = float64_operands(x, y, spec)
-    to = narrow_plan(kind.output, kind.rounding, kind.overflow, flush=kind.flush)
-    product = narrow_plan(kind.product or kind.output, kind.rounding, kind.overflow, flush=kind.flush)
+    product, to = narrow_plans(kind)
     total = start_values(c, row)
     if kind.flush:
         total[np.abs(total) < row.smallest_normal] = 0
     rows(lambda i, j: chain.tree(x, y, kind.terms, kind.rounding == "rd", product, to, total, i, j), c, depth)
     finish(total, row, c)
+
+
+def chain_operands(a: Array, b: Array, spec: MatmulSpec, kind: SequentialFma) -> tuple[Array, Array]:
+    """Values of the operands, flushed, in the order in which the chain takes them."""
+    x, y = decode(a, spec.a), decode(b, spec.b)
+    if kind.order == "odd-even":
+        k = np.arange(x.shape[1]) ^ 1
+        k[k == k.size] -= 1  # an odd K leaves its last element in place
+        x, y = np.ascontiguousarray(x[:, k]), np.ascontiguousarray(y[k])
+    if kind.flush:
+        flush(x, spec.a.smallest_normal)
+        flush(y, spec.b.smallest_normal)
+    return x, y
+
+
+def tree_operands(a: Array, b: Array, spec: MatmulSpec, kind: PairwiseTree) -> tuple[Array, Array]:
+    """Values of the operands, flushed to +0, K filled up with zeros to whole trees."""
+    pad = -a.shape[1] % kind.terms
+    x, y = decode(a, spec.a), decode(b, spec.b)
+    x, y = np.pad(x, ((0, 0), (0, pad))), np.pad(y, ((0, pad), (0, 0)))
+    if kind.flush:
+        x[np.abs(x) < spec.a.smallest_normal] = 0
+        y[np.abs(y) < spec.b.smallest_normal] = 0
+    return x, y
+
+
+def narrow_plans(kind: SequentialFma | PairwiseTree) -> tuple[chain.Narrow, chain.Narrow]:
+    """Where products and sums are rounded to."""
+    to = narrow_plan(kind.output, kind.rounding, kind.overflow, flush=kind.flush)
+    return narrow_plan(kind.product or kind.output, kind.rounding, kind.overflow, flush=kind.flush), to
 
 
 def native(x: Array, y: Array, kind: SequentialFma | PairwiseTree) -> bool:

@@ -14,6 +14,14 @@ from fpsim.spec import MatmulSpec
 
 
 def exact(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: FusedDot, scales: Scales | None = None) -> None:
+    sa, ea, sb, eb, plan, limbs = exact_operands(a, b, spec, kind, scales)
+    rows(lambda i, j: products.exact(sa, ea, sb, eb, plan, limbs, c, i, j), c, a.shape[1])
+
+
+def exact_operands(
+    a: Array, b: Array, spec: MatmulSpec, kind: FusedDot, scales: Scales | None
+) -> tuple[Array, Array, Array, Array, Exact, int]:
+    """Significands and exponents of both sides, the plan, and how many limbs a sum takes."""
     a, left = _as_floats(a, spec.a)
     b, right = _as_floats(b, spec.b)
     spec = MatmulSpec(left, right, kind, "", spec.scale, spec.block)
@@ -23,7 +31,7 @@ def exact(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: FusedDot, scales
     sb, eb = take(np.ascontiguousarray(b.T), right)
     if scales is not None:
         ea, eb = scaled_exponents(ea, scales[0], spec), scaled_exponents(eb, np.ascontiguousarray(scales[1].T), spec)
-    rows(lambda i, j: products.exact(sa, ea, sb, eb, plan, limbs, c, i, j), c, a.shape[1])
+    return sa, ea, sb, eb, plan, limbs
 
 
 def exact_plan(spec: MatmulSpec, kind: FusedDot, depth: int) -> tuple[Exact, int]:
@@ -77,6 +85,14 @@ def two_stage_plan(spec: MatmulSpec, kind: TwoStageDot) -> TwoStage:
 
 
 def grouped(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: GroupedDot, scales: Scales | None) -> None:
+    operands = grouped_operands(a, b, spec, kind, scales)
+    rows(lambda i, j: products.grouped(*operands, c, i, j), c, a.shape[1])
+
+
+def grouped_operands(
+    a: Array, b: Array, spec: MatmulSpec, kind: GroupedDot, scales: Scales | None
+) -> tuple[Array, Array, Array, Array, Array, Array, Grouped]:
+    """Integers, and significands and exponents of the scales, of both sides; the plan."""
     if scales is None:
         raise ValueError("a GroupedDot needs scale codes: give matmul a_scale and b_scale")
     plan, points = grouped_plan(spec, kind)
@@ -85,7 +101,7 @@ def grouped(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: GroupedDot, sc
     scale = scalar_format(spec.scale or "")
     fa, ea = unpack(scales[0], scale)
     fb, eb = unpack(np.ascontiguousarray(scales[1].T), scale)
-    rows(lambda i, j: products.grouped(x, fa, ea, y, fb, eb, plan, c, i, j), c, a.shape[1])
+    return x, fa, ea, y, fb, eb, plan
 
 
 def grouped_plan(spec: MatmulSpec, kind: GroupedDot) -> tuple[Grouped, tuple[int, int]]:

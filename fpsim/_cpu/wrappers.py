@@ -23,7 +23,7 @@ from fpsim.accumulators import (
     TwoStageDot,
 )
 from fpsim.codec import Array, decode, encode
-from fpsim.formats import Format, container
+from fpsim.formats import Format, container, scalar_format
 from fpsim.reference import engine_nan, split_ranges
 from fpsim.spec import MatmulSpec
 
@@ -33,10 +33,7 @@ def promoted(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: Promoted, sca
         raise ValueError("this engine scales every promotion: a_scale (M, groups) and b_scale (groups, N) are needed")
     if kind.scaled and (kind.output != "f32" or kind.rounding != "rne"):
         raise ValueError(f"scaled promotions run in float32 to nearest even, got {kind.output} and {kind.rounding}")
-    if kind.operands:
-        a, b = _converted(a, spec.a, kind.operands), _converted(b, spec.b, kind.operands)
-        spec = MatmulSpec(kind.operands, kind.operands, spec.accumulator, spec.out)
-    a, b = _reorder(a, b, kind)
+    a, b, spec = inner_operands(a, b, spec, kind)
     run = _over_ranges(a, b, spec, kind)
     for group, start in enumerate(range(0, a.shape[1], kind.every)):
         part = zeros(c.shape, kind.inner)
@@ -46,7 +43,7 @@ def promoted(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: Promoted, sca
         elif kind.scaled and scales is not None:
             with np.errstate(all="ignore"):
                 scale = scales[0][:, group, None] * scales[1][None, group]
-                inner = _values(part, kind.inner).astype(np.float32)
+                inner = values(part, kind.inner).astype(np.float32)
             value = c.view(np.float32)
             products.fma_into(scale, inner, value, 0, c.shape[0])
             c[np.isnan(value)] = engine_nan(container("f32"))
@@ -64,23 +61,27 @@ def _over_ranges(a: Array, b: Array, spec: MatmulSpec, kind: Promoted) -> Callab
         and inner.fraction_bits is not None
     ):
         return FusedProduct(a, b, spec, inner).run
-    plain = MatmulSpec(spec.a, spec.b, inner)
     return lambda part, start, stop: _INNER[type(inner)](
-        np.ascontiguousarray(a[:, start:stop]), np.ascontiguousarray(b[start:stop]), part, plain, inner, None
+        np.ascontiguousarray(a[:, start:stop]), np.ascontiguousarray(b[start:stop]), part, spec, inner, None
     )
 
 
 def split_k(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: SplitK, scales: Scales | None) -> None:
-    inner = kind.inner
-    register = inner.outer if isinstance(inner, Promoted) and inner.outer else inner
+    inner, whole = kind.inner, register(kind.inner)
     for start, stop in split_ranges(a.shape[1], kind.splits, kind.tile):
         part = zeros(c.shape, inner)
         piece_a, piece_b = np.ascontiguousarray(a[:, start:stop]), np.ascontiguousarray(b[start:stop])
         _INNER[type(inner)](piece_a, piece_b, part, spec, inner, scales)
-        if isinstance(register, IntegerAccumulator):
-            settle(c, part, register)
+        if whole is not None:
+            settle(c, part, whole)
         else:
             add(c, part, inner, container(kind.output).name, "rne")
+
+
+def register(kind: Accumulator) -> IntegerAccumulator | None:
+    """The integer accumulator that holds the results of `kind`; None where they are floats."""
+    last = kind.outer if isinstance(kind, Promoted) else kind
+    return last if isinstance(last, IntegerAccumulator) else None
 
 
 def zeros(shape: tuple[int, ...], kind: Accumulator) -> Array:
@@ -94,16 +95,16 @@ def add(total: Array, part: Array, inner: Accumulator, output: str, rounding: st
     if row.name == output and output in ("f16", "f32", "f64") and rounding == "rne":
         value = total.view(row.value_dtype if output != "f16" else np.float16)
         with np.errstate(all="ignore"):
-            np.add(value, _values(part, inner).astype(value.dtype, copy=False), out=value)
+            np.add(value, values(part, inner).astype(value.dtype, copy=False), out=value)
         total[np.isnan(value)] = np.array(engine_nan(row), np.uint64).astype(total.dtype)
         return
-    sums, x = start_values(total, row), _values(part, inner).astype(np.float64)
+    sums, x = start_values(total, row), values(part, inner).astype(np.float64)
     convert, to = narrow_plan(output, "rne"), narrow_plan(output, rounding)
     rows(lambda i, j: chain.add_into(x, convert, rounding == "rd", to, sums, i, j), sums, 1)
     finish(sums, row, total)
 
 
-def _values(part: Array, inner: Accumulator) -> Array:
+def values(part: Array, inner: Accumulator) -> Array:
     """What container codes of `inner` stand for: the very bits where they are floats of this machine."""
     held = container(inner.output)
     if held.kind == "int":
@@ -114,12 +115,21 @@ def _values(part: Array, inner: Accumulator) -> Array:
     return part.view(np.float16) if held.name == "f16" else decode(part.view(held.code_dtype), held)
 
 
+def inner_operands(a: Array, b: Array, spec: MatmulSpec, kind: Promoted) -> tuple[Array, Array, MatmulSpec]:
+    """The operands as the inner accumulator sees them: converted, in its order of k."""
+    rows_of = spec.a, spec.b
+    if kind.operands:
+        a, b = _converted(a, spec.a, kind.operands), _converted(b, spec.b, kind.operands)
+        rows_of = scalar_format(kind.operands), scalar_format(kind.operands)
+    return *_reorder(a, b, kind), MatmulSpec(*rows_of, kind.inner)
+
+
 def _converted(codes: Array, row: Format, target: str) -> Array:
     return encode(decode(codes, row), target, conversion="ocp-nonsat")
 
 
 def _reorder(a: Array, b: Array, kind: Promoted) -> tuple[Array, Array]:
-    """k in the order in which the inner accumulator sees it, K padded with zeros to whole groups."""
+    """K padded with zeros to whole groups and permuted within them."""
     if kind.order == "ascending":
         return a, b
     pad = -a.shape[1] % kind.every

@@ -86,7 +86,7 @@ def accumulate(
     if isinstance(kind, FusedDot):
         if scales:
             pairs = [
-                (_scaled(a, scales[k // block][0]), _scaled(b, scales[k // block][1])) for k, (a, b) in enumerate(pairs)
+                (scaled(a, scales[k // block][0]), scaled(b, scales[k // block][1])) for k, (a, b) in enumerate(pairs)
             ]
         return fused_chain(pairs, c, kind)
     if isinstance(kind, GroupedDot):
@@ -104,7 +104,7 @@ def accumulate(
     return integer_chain(pairs, c, kind)
 
 
-def _scaled(number: Number, scale: Number) -> Number:
+def scaled(number: Number, scale: Number) -> Number:
     """A number times a power of two: the scale's exponent joins its own."""
     if scale.kind == "nan":
         return scale

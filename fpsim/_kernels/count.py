@@ -1,0 +1,287 @@
+"""What a product loses on its way: counts per output, beside the very steps that compute it.
+
+Every loop here calls the step functions of the products themselves (so the results are theirs) and looks at the
+operands, the running sum before and the running sum after. `tally` is int64 (M, N, 4), the columns as below.
+"""
+
+import numpy as np
+
+from fpsim._jit import kernel
+from fpsim._kernels.accumulate import (
+    INFINITE,
+    ZERO,
+    add_at,
+    add_product,
+    align,
+    bit_length,
+    exact_step,
+    fused_step,
+    grouped_step,
+    round_sum,
+    unpack_code,
+)
+from fpsim._kernels.chain import add, narrow, to_odd
+from fpsim._kernels.products import WRAP
+
+OVERFLOW, TRUNCATED, DROPPED, INEXACT = range(4)
+
+
+@kernel
+def same_value(x, i, y, j):
+    """Whether x * 2**i == y * 2**j."""
+    if x == 0 or y == 0:
+        return x == y
+    drop, other = bit_length(x & -x) - 1, bit_length(y & -y) - 1
+    return x >> drop == y >> other and i + drop == j + other
+
+
+@kernel
+def note_term(magnitude, shift, tally):
+    """A finite non-zero term, aligned by `shift`."""
+    drop = min(-shift, 62)
+    if drop > 0 and (magnitude & ((1 << drop) - 1)) != 0:
+        tally[TRUNCATED] += 1
+        if magnitude >> drop == 0:
+            tally[DROPPED] += 1
+
+
+@kernel
+def note_result(total, exponent, c, to, marked, tally):
+    """The sum of a step's aligned terms, and the code it was rounded to. `marked`: `to` with -1 for overflow."""
+    significand, top, _ = unpack_code(c, to)
+    if round_sum(total, exponent, marked) == -1:
+        tally[OVERFLOW] += 1
+        tally[INEXACT] += 1
+    elif not same_value(abs(significand), top - to.container_mantissa_bits, abs(total), exponent):
+        tally[INEXACT] += 1
+
+
+@kernel
+def fused(sa, ea, sb, eb, plan, marked, out, tally, start, stop):
+    """T-FDPA steps over all of K."""
+    to, depth = plan.sum, sa.shape[1]
+    for i in range(start, stop):
+        for j in range(sb.shape[0]):
+            c, notes = np.int64(out[i, j]), tally[i, j]
+            for first in range(0, depth, plan.terms):
+                last = min(first + plan.terms, depth)
+                significand, exponent, kind = unpack_code(c, to)
+                c = fused_step(sa, ea, i, sb, eb, j, first, last, c, plan)
+                finite, largest = kind == 0, plan.zero_exponent
+                if significand != 0 and exponent > largest:
+                    largest = exponent
+                for k in range(first, last):
+                    x, y = np.int64(ea[i, k]), np.int64(eb[j, k])
+                    finite = finite and x < INFINITE and y < INFINITE
+                    if x != ZERO and y != ZERO and x + y > largest:
+                        largest = x + y
+                if not finite:
+                    continue
+                shift = plan.fraction_bits - largest + exponent - to.container_mantissa_bits
+                note_term(abs(significand), shift, notes)
+                total = align(significand, shift)
+                for k in range(first, last):
+                    x, y = np.int64(ea[i, k]), np.int64(eb[j, k])
+                    if x != ZERO and y != ZERO:
+                        product = np.int64(sa[i, k]) * np.int64(sb[j, k])
+                        shift = plan.fraction_bits - largest - plan.product_fraction_bits + x + y
+                        note_term(abs(product), shift, notes)
+                        total += align(product, shift)
+                note_result(total, largest - plan.fraction_bits, c, to, marked, notes)
+            out[i, j] = c
+
+
+@kernel
+def exact(sa, ea, sb, eb, plan, marked, limb_count, out, tally, start, stop):
+    """Exact steps over all of K. A step was exact if its terms less its result are zero.
+
+    marked : the plan with -1 for overflow.
+    """
+    limbs = np.zeros(limb_count, np.int64)
+    to, depth = plan.sum, sa.shape[1]
+    for i in range(start, stop):
+        for j in range(sb.shape[0]):
+            c, notes = np.int64(out[i, j]), tally[i, j]
+            for first in range(0, depth, plan.terms):
+                last = min(first + plan.terms, depth)
+                before, low, kind = unpack_code(c, to)
+                beyond = exact_step(sa, ea, i, sb, eb, j, first, last, c, marked, limbs) == -1
+                c = exact_step(sa, ea, i, sb, eb, j, first, last, c, plan, limbs)
+                after, high, _ = unpack_code(c, to)
+                finite = kind == 0
+                for k in range(first, last):
+                    x, y = np.int64(ea[i, k]), np.int64(eb[j, k])
+                    finite = finite and x < INFINITE and y < INFINITE
+                if not finite:
+                    continue
+                if beyond:
+                    notes[OVERFLOW] += 1
+                    notes[INEXACT] += 1
+                    continue
+                for k in range(first, last):
+                    x, y = np.int64(ea[i, k]), np.int64(eb[j, k])
+                    if x != ZERO and y != ZERO:
+                        p, q = np.int64(sa[i, k]), np.int64(sb[j, k])
+                        at = x + y - plan.product_fraction_bits - plan.origin
+                        add_product(limbs, abs(p), abs(q), at, (p < 0) != (q < 0), plan.wide)
+                add_at(limbs, abs(before), low - to.container_mantissa_bits - plan.origin, before < 0)
+                add_at(limbs, abs(after), high - to.container_mantissa_bits - plan.origin, after >= 0)
+                rest = False
+                for k in range(limbs.size - 1):
+                    limbs[k + 1] += limbs[k] >> 32
+                    rest = rest or (limbs[k] & 0xFFFFFFFF) != 0
+                notes[INEXACT] += 1 if rest or limbs[limbs.size - 1] != 0 else 0
+                limbs[:] = 0
+            out[i, j] = c
+
+
+@kernel
+def grouped(a, fa, ea, b, fb, eb, plan, marked, out, tally, start, stop):
+    """GST-FDPA steps over all of K; a term is a group."""
+    to, depth, step = plan.sum, a.shape[1], plan.group * plan.groups
+    terms, exponents = np.empty(plan.groups, np.int64), np.empty(plan.groups, np.int64)
+    for i in range(start, stop):
+        for j in range(b.shape[0]):
+            c, notes = np.int64(out[i, j]), tally[i, j]
+            for first in range(0, depth, step):
+                last = min(first + step, depth)
+                significand, exponent, kind = unpack_code(c, to)
+                c = grouped_step(a, fa, ea, i, b, fb, eb, j, first, last, c, plan)
+                finite, largest = kind == 0, plan.zero_exponent
+                if significand != 0 and exponent > largest:
+                    largest = exponent
+                count = 0
+                for k in range(first, last, plan.group):
+                    x, y = np.int64(ea[i, k // plan.block]), np.int64(eb[j, k // plan.block])
+                    finite = finite and x < INFINITE and y < INFINITE
+                    term, some = np.int64(0), False
+                    for t in range(k, min(k + plan.group, last)):
+                        term += np.int64(a[i, t]) * np.int64(b[j, t])
+                        some = some or (a[i, t] != 0 and b[j, t] != 0)
+                    if x != ZERO and y != ZERO and some:
+                        largest = max(largest, x + y)
+                        terms[count] = term * np.int64(fa[i, k // plan.block]) * np.int64(fb[j, k // plan.block])
+                        exponents[count] = x + y
+                        count += 1
+                if not finite:
+                    continue
+                shift = plan.fraction_bits - largest + exponent - to.container_mantissa_bits
+                note_term(abs(significand), shift, notes)
+                total = align(significand, shift)
+                for t in range(count):
+                    shift = plan.fraction_bits - largest + exponents[t] - plan.term_fraction_bits
+                    note_term(abs(terms[t]), shift, notes)
+                    total += align(terms[t], shift)
+                note_result(total, largest - plan.fraction_bits, c, to, marked, notes)
+            out[i, j] = c
+
+
+@kernel
+def note_rounding(x, result, to, free, notes):
+    """A float64, exact or rounded to odd, and what it became. `free`: `to` without a largest value."""
+    if abs(x) < np.inf and x != result:  # a number rounded to odd keeps 53 bits, more than any result
+        notes[INEXACT] += 1
+        if abs(narrow(x, free)) > to.largest:
+            notes[OVERFLOW] += 1
+
+
+@kernel
+def counted_add(x, y, negative_zero, to, free, notes):
+    """`chain.add`, noted. Dropped: an addend that is not zero and left the other one as it was."""
+    result = add(x, y, negative_zero, to)
+    if abs(x) < np.inf and abs(y) < np.inf:
+        exact_sum = to_odd(x, y)
+        note_rounding(exact_sum, result, to, free, notes)
+        if result != exact_sum and ((result == x and y != 0) or (result == y and x != 0)):
+            notes[DROPPED] += 1
+    return result
+
+
+@kernel
+def counted_product(x, y, to, free, notes):
+    """A product rounded to `to`, noted."""
+    result = narrow(x * y, to)
+    note_rounding(x * y, result, to, free, notes)
+    return result
+
+
+@kernel
+def chain(a, b, fused_product, negative_zero, product, to, free_product, free, out, tally, start, stop):
+    """`chain.fused` or `chain.unfused`."""
+    for i in range(start, stop):
+        for j in range(b.shape[1]):
+            c, notes = out[i, j], tally[i, j]
+            for k in range(a.shape[1]):
+                x = a[i, k] * b[k, j]
+                if not fused_product:
+                    x = counted_product(a[i, k], b[k, j], product, free_product, notes)
+                c = counted_add(x, c, negative_zero, to, free, notes)
+            out[i, j] = c
+
+
+@kernel
+def tree(a, b, terms, negative_zero, product, to, free_product, free, out, tally, start, stop):
+    """`chain.tree`. K is a multiple of `terms`."""
+    part = np.empty(terms, np.float64)
+    for i in range(start, stop):
+        for j in range(b.shape[1]):
+            c, notes = out[i, j], tally[i, j]
+            for k in range(0, a.shape[1], terms):
+                for t in range(terms):
+                    part[t] = counted_product(a[i, k + t], b[k + t, j], product, free_product, notes)
+                width = terms
+                while width > 1:
+                    width //= 2
+                    for t in range(width):
+                        part[t] = counted_add(part[2 * t], part[2 * t + 1], negative_zero, to, free, notes)
+                c = counted_add(c, part[0], negative_zero, to, free, notes)
+            out[i, j] = c
+
+
+@kernel
+def add_into(x, negative_zero, convert, to, free_convert, free, out, tally, start, stop):
+    """`chain.add_into`: the promotions of an inner sum."""
+    for i in range(start, stop):
+        for j in range(out.shape[1]):
+            notes = tally[i, j]
+            part = narrow(x[i, j], convert)
+            note_rounding(x[i, j], part, convert, free_convert, notes)
+            out[i, j] = counted_add(out[i, j], part, negative_zero, to, free, notes)
+
+
+@kernel
+def settled(total, kind, notes):
+    """An integer sum after overflow has been looked at, noted."""
+    if kind.low <= total <= kind.high:
+        return total
+    notes[OVERFLOW] += 1
+    if kind.overflow == WRAP:
+        return ((total - kind.low) & (kind.high - kind.low)) + kind.low
+    return min(max(total, kind.low), kind.high)
+
+
+@kernel
+def integer(a, b, kind, pairwise, out, tally, start, stop):
+    """`products.integer_wide` or `products.integer_tree`."""
+    depth, part = a.shape[1], np.empty(kind.step, np.int64)
+    for i in range(start, stop):
+        for j in range(b.shape[1]):
+            total, notes = np.int64(out[i, j]), tally[i, j]
+            for k in range(0, depth, kind.step):
+                count = min(k + kind.step, depth) - k
+                for t in range(kind.step):
+                    part[t] = np.int64(a[i, k + t]) * np.int64(b[k + t, j]) if t < count else np.int64(0)
+                width = kind.step
+                if pairwise:
+                    for t in range(count):
+                        part[t] = settled(part[t], kind, notes)
+                    while width > 1:
+                        width //= 2
+                        for t in range(width):
+                            part[t] = settled(part[2 * t] + part[2 * t + 1], kind, notes)
+                step = part[:width].sum()
+                if step < kind.step_low or step > kind.step_high:
+                    notes[OVERFLOW] += 1
+                    step = min(max(step, kind.step_low), kind.step_high)
+                total = settled(total + step, kind, notes)
+            out[i, j] = total
