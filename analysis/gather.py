@@ -35,7 +35,8 @@ def measure(plan: Plan, directory: RunDirectory, workers: int | None, tell: Prog
         else:
             kept[batch.identity] = images
     if missing:
-        count = min(workers or min(cores(), MOST), len(missing))
+        usual = min(cores(), MOST) if plan.device == "cpu" else 1
+        count = min(workers or usual, len(missing))
         LOG.info("%d of %d batches to measure, %d workers", len(missing), len(plan.batches), count)
         with Workers("analysis.sampler", [str(directory.path)], count, directory.path / "run.log") as pool:
             _watch(plan, missing, pool, count, tell)

@@ -133,13 +133,24 @@ class Plan:
         """The experiment's key in these surroundings."""
         return self.experiment.key(self.surroundings)
 
+    @property
+    def device(self) -> str:
+        """The torch device that pictures are made on."""
+        return self.surroundings["device"].partition(",")[0]
+
+    def quantization(self, row: Row) -> str:
+        """Identity of a row's quantized pipeline."""
+        return digest(self._recipe(row))
+
     def _identity(self, row: Row, start: int, stop: int) -> str:
+        needs = self._recipe(row) | {"captions": self.captions[start:stop], "seeds": self.seeds(row)[start:stop]}
+        return digest(needs)
+
+    def _recipe(self, row: Row) -> dict[str, Any]:
         quality = self.experiment.quality
         rules = row.scheme.to_dict()
         del rules["name"]
         needs: dict[str, Any] = {
-            "captions": self.captions[start:stop],
-            "seeds": self.seeds(row)[start:stop],
             "steps": quality.steps,
             "guidance": quality.guidance,
             "scheme": rules,
@@ -148,7 +159,7 @@ class Plan:
         }
         if row.configuration.scheme != REFERENCE:
             needs["calibration"] = [quality.calibration, quality.seed]
-        return digest(needs)
+        return needs
 
 
 _FIXED: tuple[tuple[str, Role], ...] = ((REFERENCE, "reference"), (NOISE_FLOOR, "noise floor"))
@@ -178,11 +189,12 @@ def calibration_captions(experiment: Experiment) -> list[str]:
     return held_out(quality.calibration, quality.objects, quality.seed + 1_000_003).captions()
 
 
-def surroundings(checkpoint: Path, variant: str = "") -> dict[str, str]:
-    """What results depend on besides the experiment: the checkpoint's bytes, our sources, the libraries' versions.
+def surroundings(checkpoint: Path, variant: str = "", device: str = "cpu") -> dict[str, str]:
+    """What results depend on besides the experiment: the checkpoint's bytes, our sources, the libraries' versions, the
+    device.
 
     variant: what is done to the checkpoint on loading ("" nothing).
-    Raises ValueError for a checkpoint that is not there, or that is cut short.
+    Raises ValueError for a checkpoint that is not there or is cut short, and for a device that is not there.
     """
     if not checkpoint.is_dir():
         raise ValueError(f"no pipeline {str(checkpoint)!r}; give an embedded pipeline's name or a diffusers directory")
@@ -190,10 +202,30 @@ def surroundings(checkpoint: Path, variant: str = "") -> dict[str, str]:
     for path in files:
         if path.suffix == ".safetensors":
             check_safetensors(path)
-    found = {"fpsim": version("fpsim"), "sources": sources(), "device": "cpu"}
+    found = {"fpsim": version("fpsim"), "sources": sources(), "device": described(device)}
     hashes = {str(path.relative_to(checkpoint)): file_digest(path) for path in files}
     found["checkpoint"] = digest({"files": hashes, "variant": variant})
     return found | {library: version(library) for library in _LIBRARIES}
+
+
+def described(device: str) -> str:
+    """ "cpu", or a CUDA device with its name: "cuda, NVIDIA H200". ValueError for one that torch does not have here."""
+    if device == "cpu":
+        return device
+    import torch
+
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("cpu")
+    if found.type != "cuda":
+        raise ValueError(f"unknown device {device!r} to make pictures on (known: cpu, cuda, cuda:N)")
+    if not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} is not here: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
+            "leave --device out to run on the CPU"
+        )
+    return f"{device}, {torch.cuda.get_device_name(found)}"
 
 
 @cache

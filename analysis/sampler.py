@@ -25,11 +25,16 @@ if TYPE_CHECKING:
 
 
 class Sampler:
-    """Pictures of a plan. `tick` is called at every denoising step, with "step" or, in calibration, "calibration"."""
+    """Pictures of a plan. `tick` is called at every denoising step, with "step" or, in calibration, "calibration".
 
-    def __init__(self, plan: Plan, tick: Callable[[str], None] = lambda _: None) -> None:
+    folder : where the calibration and quantized denoisers are kept, so that workers share them and a killed run finds
+             them again; None keeps nothing
+    """
+
+    def __init__(self, plan: Plan, tick: Callable[[str], None] = lambda _: None, folder: Path | None = None) -> None:
         self.plan = plan
         self.tick = tick
+        self.folder = folder
         self._quantized: tuple[str, DiffusionPipeline] | None = None
 
     @cached_property
@@ -37,7 +42,7 @@ class Sampler:
         """The pipeline in full precision. Raises ValueError when it cannot be loaded."""
         from analysis.runner import load
 
-        return load(self.plan.experiment.quality.pipeline)
+        return load(self.plan.experiment.quality.pipeline, device=self.plan.device)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -46,19 +51,46 @@ class Sampler:
 
         captions = calibration_captions(self.plan.experiment)
         quality = self.plan.experiment.quality
-        with self._ticking(self.pipeline, "calibration"):
-            return calibrate(self.pipeline, captions, steps=quality.steps, guidance=quality.guidance)
+        file = None if self.folder is None else self.folder / "calibration.json"
+        with self._alone("calibration"), self._ticking(self.pipeline, "calibration"):
+            return calibrate(self.pipeline, captions, steps=quality.steps, guidance=quality.guidance, resume=file)
 
     def quantized(self, row: Row) -> DiffusionPipeline:
         """The pipeline in a row's arithmetic; the last one is kept."""
         if row.role != "configuration":
             return self.pipeline
         if self._quantized is None or self._quantized[0] != row.label:
-            from analysis.runner import quantize
-
-            made = quantize(self.pipeline, row.scheme, method=row.configuration.method, calibration=self.calibration)
-            self._quantized = (row.label, made)
+            self._quantized = None  # one at a time in memory
+            self._quantized = (row.label, self._made(row))
         return self._quantized[1]
+
+    def _made(self, row: Row) -> DiffusionPipeline:
+        """A row's quantized pipeline: kept from before, or made now. Rounding to nearest is quicker than reading."""
+        from analysis.runner import quantize, restore, save
+
+        method, identity = row.configuration.method, self.plan.quantization(row)
+        if self.folder is None or method == "rtn":
+            return quantize(self.pipeline, row.scheme, method=method, calibration=self.calibration)
+        place = self.folder / "quantized" / identity[:16]
+        calibration = self.calibration
+        with self._alone(identity[:16]):
+            if place.exists():
+                return restore(self.pipeline, place)
+            made = quantize(self.pipeline, row.scheme, method=method, calibration=calibration)
+            save(made, place)
+        return made
+
+    @contextlib.contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Inside, no other worker of this run does the same."""
+        import fcntl
+
+        if self.folder is None:
+            yield
+            return
+        with (self.folder / f".{name}.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # the system lets go of it when the process ends, however it ends
+            yield
 
     def images(self, batch: Batch) -> Images:
         """float32 (stop - start, 3, H, W) in [0, 1]."""
@@ -94,11 +126,13 @@ def main() -> None:
 
     quiet()
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, on a GPU too
     run = RunDirectory.existing(Path(sys.argv[1]))
     manifest = run.manifest()
     if manifest["surroundings"]["sources"] != sources():
         raise ValueError("the package's sources changed after the run began; start it again")
-    sampler = Sampler(Plan(Experiment.from_dict(manifest["experiment"]), manifest["surroundings"]))
+    plan = Plan(Experiment.from_dict(manifest["experiment"]), manifest["surroundings"])
+    sampler = Sampler(plan, folder=run.path)
 
     def handle(task: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
         sampler.tick = lambda word: tell({word: 1})

@@ -34,14 +34,16 @@ def whatif(
     *,
     runs: str | Path = "runs",
     workers: int | None = None,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Run an experiment file (or a shipped one by name) and give its results as one tidy table.
 
-    runs: where run directories go; workers: processes (by default one per core); progress: told how far it is.
+    runs: where run directories go; workers: processes (by default one per core of a CPU, one on a GPU);
+    device: what makes the pictures, "cpu" or "cuda"; progress: told how far it is.
     Stopped and started again, it goes on where it was. Raises ValueError for anything wrong with the input.
     """
-    return run(Experiment.load(source), runs=runs, workers=workers, progress=progress).table()
+    return run(Experiment.load(source), runs=runs, workers=workers, device=device, progress=progress).table()
 
 
 def run(
@@ -49,6 +51,7 @@ def run(
     *,
     runs: str | Path = "runs",
     workers: int | None = None,
+    device: str = "cpu",
     progress: Progress | None = None,
     command: str = "",
 ) -> Run:
@@ -59,7 +62,7 @@ def run(
         raise ValueError(f"workers must be at least 1, not {workers}")
     tell = progress or (lambda *_: None)
     began = time.monotonic()
-    plan = make_plan(experiment)
+    plan = make_plan(experiment, device)
     unused = check(plan)
     directory = RunDirectory.open(
         Path(runs),
@@ -97,15 +100,18 @@ def run(
     return finished
 
 
-def make_plan(experiment: Experiment) -> Plan:
-    """The work, with the hashes of what it depends on. Raises ValueError for a missing or truncated checkpoint."""
+def make_plan(experiment: Experiment, device: str = "cpu") -> Plan:
+    """The work, with the hashes of what it depends on.
+
+    Raises ValueError for a missing or truncated checkpoint and for a device that is not there.
+    """
     from analysis.models import embedded
 
     name = experiment.quality.pipeline
     row = embedded.PIPELINES.get(name)
     if row is None:
-        return Plan(experiment, surroundings(Path(name)))
-    return Plan(experiment, surroundings(row.directory, variant=name if row.outliers else ""))
+        return Plan(experiment, surroundings(Path(name), device=device))
+    return Plan(experiment, surroundings(row.directory, variant=name if row.outliers else "", device=device))
 
 
 def check(plan: Plan) -> dict[str, list[str]]:

@@ -26,9 +26,29 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of every command that measures."""
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run directories go (default: runs)")
-    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core, one on a GPU)")
+    parser.add_argument("--device", default="cpu", help="what makes the pictures: cpu (default), cuda, cuda:N")
+    for name, kind, words in OVERRIDES:
+        parser.add_argument(f"--{name}", type=kind, help=f"{words}, in place of the file's")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+#: keys of [quality] that the command line may change: name, type, help
+OVERRIDES: tuple[tuple[str, type, str], ...] = (
+    ("pipeline", str, "pipeline to measure"),
+    ("prompts", int, "number of prompts"),
+    ("steps", int, "denoising steps"),
+)
+
+
+def overridden(experiment: Any, options: argparse.Namespace) -> Any:
+    """The experiment with what the command line says about [quality]."""
+    from dataclasses import replace
+
+    given = {name: getattr(options, name) for name, _, _ in OVERRIDES}
+    changed = {name: value for name, value in given.items() if value is not None}
+    return replace(experiment, quality=replace(experiment.quality, **changed)) if changed else experiment
 
 
 def run(options: argparse.Namespace) -> None:
@@ -36,14 +56,19 @@ def run(options: argparse.Namespace) -> None:
     try:
         from analysis.experiment import Experiment
 
-        experiment = Experiment.load(options.experiment)
+        experiment = overridden(Experiment.load(options.experiment), options)
         from analysis.whatif import run as run_experiment
         from analysis.workers import quiet
 
         quiet()
         with Bars(quiet=options.quiet or options.json) as bars:
             found = run_experiment(
-                experiment, runs=options.runs, workers=options.workers, progress=bars.tell, command=command
+                experiment,
+                runs=options.runs,
+                workers=options.workers,
+                device=options.device,
+                progress=bars.tell,
+                command=command,
             )
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"what is measured is kept, go on with: {command}") from interrupt

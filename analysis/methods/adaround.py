@@ -12,7 +12,7 @@ from analysis.methods import Request, _axes
 if TYPE_CHECKING:
     from torch.nn import Module
 
-AXES = _axes.Axes(rounding="learned")
+AXES = _axes.Axes(rounding="learned", inputs="quantized")
 
 
 def quantize(request: Request) -> "Mapping[str, Module]":

@@ -10,6 +10,18 @@ from analysis.runner.load import load as load
 from analysis.runner.quantize import QuantizationReport as QuantizationReport
 from analysis.runner.quantize import quantize as quantize
 from analysis.runner.quantize import report_of as report_of
+from analysis.runner.quantize import restore as restore
+from analysis.runner.quantize import save as save
 from analysis.runner.sample import sample as sample
 
-__all__ = ["Calibration", "QuantizationReport", "calibrate", "load", "quantize", "report_of", "sample"]
+__all__ = [
+    "Calibration",
+    "QuantizationReport",
+    "calibrate",
+    "load",
+    "quantize",
+    "report_of",
+    "restore",
+    "sample",
+    "save",
+]

@@ -5,9 +5,11 @@ speaks of are replaced, and shares every other parameter with the original, whic
 """
 
 import copy
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.methods import Layer, Request
@@ -92,9 +94,6 @@ def quantize(
         ranges = calibrate(pipe, ranges) if needed else None
     request = Request(pipe=pipe, layers=layers, calibration=ranges, options=options)
     replacements = maker.quantize(request)
-    made = copy.copy(pipe)
-    if getattr(pipe, "scheduler", None) is not None:
-        made.scheduler = copy.deepcopy(pipe.scheduler)
     quantized = replaced(denoiser, replacements)
     for clock in request.clocks.values():
         clock.attach(quantized)
@@ -102,7 +101,7 @@ def quantize(
         from analysis.runner.plugin import remember
 
         remember(quantized, chosen)
-    setattr(made, name, quantized)
+    made = _with(pipe, name, quantized)
     report = QuantizationReport(
         scheme=chosen,
         method=method,
@@ -111,6 +110,35 @@ def quantize(
         unused_rules=unused,
     )
     made._quantization_report = report
+    return made
+
+
+def save(pipe: "DiffusionPipeline", folder: Path) -> None:
+    """Write the denoiser of a quantized pipeline to `folder`, whole or not at all; `restore` reads it back."""
+    part = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(part, ignore_errors=True)
+    getattr(pipe, denoiser_name(pipe)).save_pretrained(part)
+    part.replace(folder)
+
+
+def restore(pipe: "DiffusionPipeline", folder: Path) -> "DiffusionPipeline":
+    """`pipe`, in full precision, with the quantized denoiser that `save` wrote to `folder`."""
+    import torch
+
+    import analysis.runner.plugin  # noqa: F401 - registers the backend that the config names
+
+    name = denoiser_name(pipe)
+    denoiser = getattr(pipe, name)
+    loaded = type(denoiser).from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    return _with(pipe, name, loaded.to(denoiser.device))
+
+
+def _with(pipe: "DiffusionPipeline", name: str, denoiser: "Module") -> "DiffusionPipeline":
+    """A pipeline of the same parts but for the denoiser, with a scheduler of its own."""
+    made = copy.copy(pipe)
+    if getattr(pipe, "scheduler", None) is not None:
+        made.scheduler = copy.deepcopy(pipe.scheduler)
+    setattr(made, name, denoiser)
     return made
 
 

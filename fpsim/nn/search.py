@@ -5,8 +5,8 @@ and refines the grid for all others. Candidates are geometric, c = 1.2 * amax * 
 magnitude: heavy tails want far less than the 0.1 * amax at which a linear grid ends. The objective is the squared error
 of the tensor, or of the layer's output when the Gram matrix of the inputs is given.
 
-Unsigned formats have two ends. The range from lowest to highest value is shrunk as a whole first, then the lower end
-alone in eighths (down to no negative part at all), then the upper end around where it was.
+Unsigned formats have two ends. The range from lowest to highest value is shrunk as a whole first, then, twice, the
+lower end alone in eighths (down to no negative part at all) and the upper end around where it was.
 
 Real-valued bias and scale are the same thing: 2^-bias is the scale (Kuzmin et al., arXiv:2208.09225; used per tensor
 for diffusion models by Chen et al., arXiv:2408.06995).
@@ -94,13 +94,14 @@ def best_range(
         both = torch.full_like(high, candidate)
         best, ratio = _better(best, ratio, trial.error(low * both.clamp(max=1), high * both), both)
     top, bottom = high * ratio, low * ratio.clamp(max=1)
-    for eighths in range(9):
-        lower = low * (eighths / 8)
-        best, bottom = _better(best, bottom, trial.error(lower, top), lower)
-    centre = top
-    for sixteenths in _AROUND:
-        near = centre * 2.0 ** (sixteenths / POINTS)
-        best, top = _better(best, top, trial.error(bottom, near), near)
+    for _ in range(2):
+        for eighths in range(9):
+            lower = low * (eighths / 8)
+            best, bottom = _better(best, bottom, trial.error(lower, top), lower)
+        centre = top
+        for sixteenths in _AROUND:
+            near = centre * 2.0 ** (sixteenths / POINTS)
+            best, top = _better(best, top, trial.error(bottom, near), near)
     return bottom.squeeze(1), top.squeeze(1), best.squeeze(1)
 
 
