@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fpsim._attention import Attention, attention
     from fpsim.accumulators import (
         FusedDot,
         GroupedDot,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ENGINES",
     "FORMATS",
+    "Attention",
     "BlockFormat",
     "Epilogue",
     "Format",
@@ -41,6 +43,7 @@ __all__ = [
     "SequentialFma",
     "SplitK",
     "TwoStageDot",
+    "attention",
     "conv2d",
     "decode",
     "encode",
@@ -54,6 +57,7 @@ __all__ = [
 
 #: public name -> module that defines it
 _HOME = {
+    "Attention": "_attention",
     "BlockFormat": "formats",
     "ENGINES": "engines",
     "Epilogue": "spec",
@@ -68,6 +72,7 @@ _HOME = {
     "SequentialFma": "accumulators",
     "SplitK": "accumulators",
     "TwoStageDot": "accumulators",
+    "attention": "_attention",
     "conv2d": "conv",
     "decode": "codec",
     "encode": "codec",
