@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint bench notebooks clean help
+PYTHON ?= python3
+
+.PHONY: demo test test-slow lint bench bench-gpu notebooks clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +29,9 @@ lint: .venv/installed-test  ## ruff, mypy --strict, import-linter
 
 bench: .venv/installed-test  ## speed against peers, side by side in one run; prints ratios
 	$(BIN)/python tests/benchmarks/run.py
+
+bench-gpu:  ## the same on an NVIDIA GPU, with PYTHON=python of an environment that has CUDA torch and fpsim[cuda]
+	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu.py --write docs/benchmarks-gpu.md
 
 notebooks: .venv/installed-test  ## execute, refresh and pair the notebooks without leaving a diff
 	$(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=300 notebooks

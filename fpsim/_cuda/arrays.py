@@ -5,6 +5,7 @@ its device; for everything else they are Numba device arrays, which CuPy and oth
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -47,6 +48,25 @@ def launch(kernel: Any, count: int, *args: Any) -> None:
     """One thread for each of `count` elements."""
     if count:
         kernel[-(-count // THREADS), THREADS](*args)
+
+
+def new(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Uninitialised device memory for one product: from torch's pool where torch is at work, else from the driver.
+
+    The driver's allocation and release stop the device, which a network of small layers would feel.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return cuda.device_array(shape, dtype)
+    held = torch.empty(math.prod(shape) * np.dtype(dtype).itemsize, dtype=torch.uint8, device="cuda")
+    return cuda.as_cuda_array(held).view(dtype).reshape(shape) if held.numel() else cuda.device_array(shape, dtype)
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> Any:
+    """`new`, filled with zeros."""
+    made = new(shape, dtype)
+    launch(kernels.clear, made.size, made.reshape(made.size))
+    return made
 
 
 @dataclass(frozen=True)
@@ -159,5 +179,5 @@ def empty(like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
         made = torch.empty(shape, dtype=getattr(torch, name), device=like.device)
         return made, native(made)
     plain = dtype if dtype.kind in "fiu" else np.dtype(f"u{dtype.itemsize}")
-    made = cuda.device_array(shape, plain)
+    made = new(shape, plain)
     return made, made

@@ -7,7 +7,7 @@ import numpy as np
 from numba import cuda
 
 from fpsim._cuda import need_device, run
-from fpsim._cuda.arrays import Codes, codes, empty, launch, native
+from fpsim._cuda.arrays import Codes, codes, empty, launch, native, new, zeros
 from fpsim._kernels import cuda as kernels
 from fpsim.accumulators import Promoted
 from fpsim.codec import float_target
@@ -142,16 +142,15 @@ def conv2d(
     result, words = _start(x, None, (n, outputs, *size), held_dtype, held)
     each, k = outputs // groups, depth * kh * kw
     for group in range(groups):
-        pixels = cuda.device_array((1, n * math.prod(size), k), images.dtype)
-        taps = cuda.device_array((1, each, k), weights.dtype)
+        pixels = new((1, n * math.prod(size), k), images.dtype)
+        taps = new((1, each, k), weights.dtype)
         part = images[:, group * depth : (group + 1) * depth]
         kernel = weights[group * each : (group + 1) * each]
         geometry = (stride, padding, dilation, size, kernel_last)
         launch(kernels.patches, pixels.size, part, (kh, kw), pad_code, *geometry, pixels)
         still = ((1, 1), (0, 0), (1, 1), (1, 1), kernel_last)
         launch(kernels.patches, taps.size, kernel, (kh, kw), 0, *still, taps)
-        made = cuda.device_array((1, pixels.shape[1], each), words.dtype)
-        launch(kernels.clear, made.size, made.reshape(made.size))
+        made = zeros((1, pixels.shape[1], each), words.dtype)
         run(_whole(pixels), _whole(taps).transposed(), made, spec)
         launch(kernels.channels_first, made.size, made, math.prod(size), group * each, words)
     return result

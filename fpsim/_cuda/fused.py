@@ -7,11 +7,10 @@ tiles of single instructions, run one thread per output. Both compute the bits o
 from typing import Any
 
 import numpy as np
-from numba import cuda
 
 from fpsim._cpu.plans import fused_plan, small_exponents, sum_plan
-from fpsim._cuda.arrays import Codes, launch
-from fpsim._cuda.operands import Side, floats, powers
+from fpsim._cuda.arrays import Codes, launch, new, zeros
+from fpsim._cuda.operands import Side, empty_table, floats, powers
 from fpsim._kernels import cuda as kernels
 from fpsim._kernels.accumulate import INFINITE
 from fpsim._kernels.cuda_tiles import THREADS, TILE, Tile, tile_kernel
@@ -59,7 +58,7 @@ class FusedProduct:
         if self.tiled and aligned and (end % self.plan.terms == 0 or end == self.left.codes.shape[2]):
             self._run_tiles(c, begin, end, every)
         else:
-            self._run_outputs(c, c, cuda.to_device(np.zeros((0, 0, 0), np.int8)), begin, end, every)
+            self._run_outputs(c, c, empty_table("int8", 3), begin, end, every)
 
     def _run_outputs(self, start: Any, c: Any, redo: Any, begin: int, end: int, every: int) -> None:
         if self._unpacked is None:
@@ -69,10 +68,9 @@ class FusedProduct:
     def _run_tiles(self, c: Any, begin: int, end: int, every: int) -> None:
         if self._tiles is None:
             self._tiles = (*self.left.tiles(self.limits), *self.right.tiles(self.limits))
-        start = cuda.device_array(c.shape, c.dtype)
+        start = new(c.shape, c.dtype)
         start.copy_to_device(c)
-        redo, any_redo = cuda.device_array(c.shape, np.int8), cuda.to_device(np.zeros(1, np.int8))
-        kernels.clear[-(-c.size // 1024), 1024](redo.reshape(c.size))
+        redo, any_redo = zeros(c.shape, np.int8), zeros((1,), np.int8)
         first, out = (start, c) if self.coded else (start.view(np.float32), c.view(np.float32))
         grid = (-(-c.shape[2] // TILE), -(-c.shape[1] // TILE), c.shape[0])
         run = tile_kernel(self.plan.terms, self.wide, self.coded, every > 0)
@@ -110,7 +108,7 @@ def promoted(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: Promoted, scale
         raise ValueError("this engine scales every promotion: a_scale (M, groups) and b_scale (groups, N) are needed")
     left, right = floats(scales[0]), floats(scales[1].transposed())
     for group, start in enumerate(range(0, depth, kind.every)):
-        part = cuda.to_device(np.zeros(c.shape, c.dtype))
+        part = zeros(c.shape, c.dtype)
         product.run(part, start, min(start + kind.every, depth))
         launch(kernels.add_scaled, c.size, c, part, left, right, group, ENGINE_NAN["f32"])
 
@@ -124,7 +122,7 @@ def split_k(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: SplitK, scales: 
     product = _product(a, b, spec, inner, None)
     plan = sum_plan(container(kind.output).name, "rne")
     for start, stop in split_ranges(a.shape[2], kind.splits, kind.tile):
-        part = cuda.to_device(np.zeros(c.shape, c.dtype))
+        part = zeros(c.shape, c.dtype)
         product.run(part, start, stop, every)
         launch(kernels.add, c.size, c, part, plan)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from fpsim._cuda.arrays import Codes, launch
+from fpsim._cuda.arrays import Codes, launch, new, zeros
 from fpsim._kernels import cuda as kernels
 from fpsim._kernels.cuda_tiles import TILE
 from fpsim._operands import unpack as unpack_on_host
@@ -32,7 +32,8 @@ def _on_device(row: Format, kind: str, converted: str = "") -> Any:
 
 
 @cache
-def _empty(dtype: str, axes: int) -> Any:
+def empty_table(dtype: str, axes: int) -> Any:
+    """A device array without elements, for kernel arguments that are not there."""
     return cuda.to_device(np.zeros((0,) * axes, dtype))
 
 
@@ -73,13 +74,13 @@ class Side:
     def _common(self) -> tuple[Any, ...]:
         fields = (self.row.mantissa_bits, self.row.exponent_bits, self.row.shift)
         tables = (_on_device(self.row, kind, self.converted) for kind in ("significands", "exponents"))
-        powers = _empty("int16", 3) if self.powers is None else self.powers
+        powers = empty_table("int16", 3) if self.powers is None else self.powers
         return self.codes.words, self.codes.strides, self.order, fields, *tables, powers, self.block
 
     def unpacked(self) -> tuple[Any, Any]:
         """Significands and marked exponents, (T, rows, K')."""
         shape = (*self.codes.shape[:2], self.order.size)
-        significands, exponents = cuda.device_array(shape, np.int32), cuda.device_array(shape, np.int16)
+        significands, exponents = new(shape, np.int32), new(shape, np.int16)
         launch(kernels.unpack, int(np.prod(shape)), *self._common(), significands, exponents)
         return significands, exponents
 
@@ -87,8 +88,8 @@ class Side:
         """Values and exponents (T, K', rows') for the tile kernel, rows' a multiple of its tile, and rows to redo."""
         t, rows, _ = self.codes.shape
         shape = (t, self.order.size, -(-rows // TILE) * TILE)
-        values, exponents = cuda.device_array(shape, np.float32), cuda.device_array(shape, np.int16)
-        bad = cuda.to_device(np.zeros((t, rows), np.int8))
+        values, exponents = new(shape, np.float32), new(shape, np.int16)
+        bad = zeros((t, rows), np.int8)
         row = scalar_format(self.converted) if self.converted else self.row
         args = (*self._common(), (*limits, row.mantissa_bits), values, exponents, bad)
         launch(kernels.unpack_tiles, int(np.prod(shape)), *args)
@@ -103,8 +104,8 @@ def values(given: Codes, row: Format, order: Array | None = None) -> Any:
     table = _on_device(row, "values") if row.kind != "int" and row.bits <= 16 else None
     if table is None:
         wanted = given.words.dtype if row.kind == "int" else np.dtype(row.code_dtype)
-        table = _empty(wanted.name, 1)
-    out = cuda.to_device(np.zeros((*given.shape[:2], order.size), table.dtype))
+        table = empty_table(wanted.name, 1)
+    out = zeros((*given.shape[:2], order.size), table.dtype)
     launch(kernels.gather, out.size, given.words, given.strides, where, table, out)
     if row.kind != "int" and row.bits > 16:
         if row.shift:
@@ -121,10 +122,10 @@ def powers(scales: Codes, spec: Any) -> Any:
 
 def floats(scales: Codes) -> Any:
     """float32 scales of any strides as an array (T, rows, groups)."""
-    out = cuda.device_array(scales.shape, np.float32)
+    out = new(scales.shape, np.float32)
     where = cuda.to_device(np.arange(scales.shape[2], dtype=np.int32))
     words = scales.words.view(np.float32) if scales.words.dtype != np.float32 else scales.words
-    launch(kernels.gather, out.size, words, scales.strides, where, _empty("float32", 1), out)
+    launch(kernels.gather, out.size, words, scales.strides, where, empty_table("float32", 1), out)
     return out
 
 
@@ -132,7 +133,7 @@ def integers(given: Codes, row: Format, point: int) -> Any:
     """Values of a format of at most 8 bits times 2**point, as int32 (T, rows, K)."""
     every = np.arange(1 << row.bits).astype(row.code_dtype)
     table = cuda.to_device((decode(every, row) * 2.0**point).astype(np.int32))
-    out = cuda.device_array(given.shape, np.int32)
+    out = new(given.shape, np.int32)
     order = cuda.to_device(np.arange(given.shape[2], dtype=np.int32))
     launch(kernels.gather, out.size, given.words, given.strides, order, table, out)
     return out
