@@ -3,8 +3,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-PYTHON ?= python3
-
 .PHONY: demo test test-slow lint bench bench-gpu notebooks clean help
 
 help:  ## list the targets

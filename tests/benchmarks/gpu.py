@@ -119,8 +119,8 @@ def step() -> list[str]:
     lines = [
         f"{pipe._quantization_report}.",
         f"One step of two rows, 1024 x 1024, every Linear and Conv2d through {STEP_ENGINE} (E4M3): **{took:.1f} s** "
-        f"(the first, with compiling, {first:.1f} s; torch float32 {whole:.2f} s); {(total - free) / 1e9:.0f} GB of the "
-        f"device in use. SQNR of the output against float32 {noise:.1f} dB (random weights).",
+        f"(the first, with compiling, {first:.1f} s; torch float32 {whole:.2f} s); {(total - free) / 1e9:.0f} GB of "
+        f"the device in use. SQNR of the output against float32 {noise:.1f} dB (random weights).",
     ]
     for name, (layer, x) in kept.items():
         equal, count = reproduced(layer, x)
