@@ -12,7 +12,10 @@ from typing import Any
 
 import fpsim
 from fpsim.engines.rows import RECORD
+from fpsim.formats import scalar_format
 from fpsim.silicon.instructions import ARCHITECTURES, instructions
+
+SOFTWARE = {"cuda": "CUDA runtime", "driver": "driver API", "torch": "torch", "cupy": "CuPy"}
 
 PAGE = Path(__file__).with_name("silicon.md")
 
@@ -32,15 +35,22 @@ def runs() -> list[dict[str, Any]]:
     return found
 
 
+def version(value: int | str) -> str:
+    """CUDA writes 13.2 as 13020."""
+    return f"{value // 1000}.{value % 1000 // 10}" if isinstance(value, int) else value
+
+
 def compared() -> str:
     """One row per engine, result and shape."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for run in runs():
         for row in run["compared"]:
             scales = f", {row['scale']} per {row['block']}" if row["scale"] else ""
-            groups.setdefault((run["device"], row["engine"], row["out"], row["shape"] + scales), []).append(row)
+            width = str(scalar_format(row["a"]).bits)  # mixes are of one width
+            key = (run["device"], row["engine"], row["out"], row["shape"] + scales, width)
+            groups.setdefault(key, []).append(row)
     lines = []
-    for (device, engine, out, shape), rows in groups.items():
+    for (device, engine, out, shape, _), rows in groups.items():
         outputs, wrong = (sum(row[key] for row in rows) for key in ("outputs", "differences"))
         unmatched = sum(len(row["unmatched"]) for row in rows)
         verdict = f"{wrong:,}" + (f" and {unmatched} shapes unmatched" if unmatched else "")
@@ -54,7 +64,7 @@ def operands(rows: list[dict[str, Any]]) -> str:
     kinds = list(dict.fromkeys(a for a, _ in pairs))
     if all(a == b for a, b in pairs):
         return ", ".join(kinds)
-    if len(pairs) == len(kinds) ** 2:
+    if len(pairs) == len(kinds) ** 2 > 1:
         return f"{', '.join(kinds)}: every mix"
     return ", ".join(f"{a} x {b}" for a, b in pairs)
 
@@ -62,19 +72,22 @@ def operands(rows: list[dict[str, Any]]) -> str:
 def machines() -> str:
     lines = []
     for run in runs():
-        software = ", ".join(f"{key} {run[key]}" for key in ("cuda", "driver", "torch", "cupy") if key in run)
+        software = ", ".join(f"{title} {version(run[key])}" for key, title in SOFTWARE.items() if key in run)
         lines.append((run["device"], run["date"], software, f"`{run['command']}`"))
     return table(("device", "date", "software", "command"), lines)
 
 
 def splits() -> str:
-    lines = [
-        (row["engine"], f"{row['a']} x {row['b']} -> {row['out']}", row["note"].replace("split K: ", ""))
-        for run in runs()
-        for row in run["compared"]
-        if "split K" in row.get("note", "")
-    ]
-    return table(("engine", "product", "m x n x k, and the ranges that K was cut into"), lines)
+    """One row per engine and set of shapes that were split alike."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for run in runs():
+        for row in run["compared"]:
+            found = re.findall(r"split K: ([^;]+)", row.get("note", ""))
+            if found:
+                product = f"{row['a']} x {row['b']} -> {row['out']}"
+                groups.setdefault((row["engine"], ", ".join(found)), []).append(product)
+    lines = [(engine, ", ".join(products), found) for (engine, found), products in groups.items()]
+    return table(("engine", "products", "m x n x k, and the number of ranges"), lines)
 
 
 def unseen() -> str:
@@ -88,7 +101,8 @@ def unseen() -> str:
             target = ARCHITECTURES[engine.architecture].target if probes else ""
             which = "all" if len(missing) == total else f"{len(missing)} of {total} operand types and results"
             state = f"{len(probes)}, for {target}" if probes else "none"
-            lines.append((engine.name, which, engine.basis, engine.source, state))
+            known = ", ".join(dict.fromkeys(row.basis or engine.basis for row, _, _ in missing))
+            lines.append((engine.name, which, known, engine.source, state))
     return table(("engine", "rows", "known as", "source", "probes that compile"), lines)
 
 

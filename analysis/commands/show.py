@@ -108,6 +108,7 @@ def engine_card(name: str) -> dict[str, Any]:
                 "accumulator": {"kind": type(entry.accumulator).__name__, **dataclasses.asdict(entry.accumulator)},
                 "note": entry.note,
                 "k": entry.k,
+                "basis": entry.basis or row.basis,
                 "seen": [
                     {"a": a, "b": b, **dataclasses.asdict(seen)}
                     for a, b in entry.pairs()
@@ -212,13 +213,13 @@ def _print_engine(name: str, card: Mapping[str, Any]) -> None:
             f"{value}" if key == "kind" else f"{key}={value}" for key, value in row["accumulator"].items()
         )
         say(paragraph(accumulator + (f"; {row['note']}" if row["note"] else ""), indent="    "))
-        say(paragraph(_seen(row, card["basis"]), indent="    "))
+        say(paragraph(_seen(row), indent="    "))
 
 
-def _seen(row: Mapping[str, Any], basis: str) -> str:
+def _seen(row: Mapping[str, Any]) -> str:
     """How a row is known: what was compared with which device, or what it was published as."""
     if not row["seen"]:
-        return f"{basis}, not compared with a device"
+        return f"{row['basis']}, not compared with a device"
     pairs = len(row["a"]) * (1 if row["same"] else len(row["b"]))
     compared = len({(seen["a"], seen["b"]) for seen in row["seen"]})
     devices = ", ".join(dict.fromkeys(f"{seen['device']} ({seen['date']})" for seen in row["seen"]))

@@ -9,11 +9,11 @@ _TORCH = "torch 2.11, CUDA 13.0 on one H200 (cuBLAS documents neither order nor 
 _FP8_PAIRS = (("e4m3", "e4m3"), ("e4m3", "e5m2"), ("e5m2", "e4m3"))
 
 
-def _rows(a: str, b: str, accumulator: Accumulator, epilogue: Epilogue | None) -> tuple[Row, ...]:
+def _rows(
+    a: str, b: str, accumulator: Accumulator, epilogue: Epilogue | None, outs: tuple[str, ...] = ("f32", "bf16", "f16")
+) -> tuple[Row, ...]:
     """float32 first: it is the default result."""
-    return tuple(
-        Row(a=(a,), b=(b,), accumulator=accumulator, out=out, epilogue=epilogue) for out in ("f32", "bf16", "f16")
-    )
+    return tuple(Row(a=(a,), b=(b,), accumulator=accumulator, out=out, epilogue=epilogue) for out in outs)
 
 
 def _scaled_mm(accumulator: Accumulator) -> tuple[Row, ...]:
@@ -38,7 +38,7 @@ ROWS = (
     Engine(
         name="hopper/torch-mm",
         summary="torch.mm of bf16 and f16: a chain of wgmma steps, one cast",
-        rows=(*_rows("bf16", "bf16", WGMMA_HALF, None), *_rows("f16", "f16", WGMMA_HALF, None)),
+        rows=tuple(row for a in ("bf16", "f16") for row in _rows(a, a, WGMMA_HALF, None, ("f32", a))),
         basis="observed",
         source=_TORCH,
     ),

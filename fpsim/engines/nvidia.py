@@ -6,7 +6,7 @@ the exponent a zero term counts with; see `fpsim.accumulators.FusedDot`. Integer
 """
 
 from fpsim.accumulators import FusedDot, GroupedDot, IntegerAccumulator, Promoted, SequentialFma
-from fpsim.engines.rows import Engine, Row
+from fpsim.engines.rows import Basis, Engine, Row
 
 _MMASIM = "arXiv:2511.10909v2, tables 7 and 8"
 _PTX = "PTX ISA 9.0 (2025)"
@@ -57,7 +57,7 @@ def _fp8_rows(
     )
 
 
-def _emulated_fp8(k: int = 32, note: str = "") -> tuple[Row, ...]:
+def _emulated_fp8(k: int = 32, basis: Basis | None = None, note: str = "") -> tuple[Row, ...]:
     """FP8 mma.sync without FP8 hardware: FP16 operands, two halves of k from zero, then an IEEE addition of C.
 
     The halves are what unpacking a register of four FP8 codes gives: k mod 4 in (0, 1), then (2, 3). Each is one FP16
@@ -69,6 +69,7 @@ def _emulated_fp8(k: int = 32, note: str = "") -> tuple[Row, ...]:
             b=FP8,
             accumulator=Promoted(_fused(k // 2, 25, zero, output), k, output, order="mod4-pairs", operands="f16"),
             k=None if k == 32 else k,
+            basis=basis,
             note="; ".join(filter(None, ("emulated with FP16 products, unlike the units behind library GEMMs", note))),
         )
         for output, zero in (("f32", -133), ("f16", -21))
@@ -76,7 +77,7 @@ def _emulated_fp8(k: int = 32, note: str = "") -> tuple[Row, ...]:
 
 
 def _integer_rows(*types: tuple[str, ...]) -> tuple[Row, ...]:
-    return tuple(Row(a=t, b=t, accumulator=IntegerAccumulator(32, "wrap")) for t in types)
+    return tuple(Row(a=t, b=t, accumulator=IntegerAccumulator(32, "wrap"), basis="documented") for t in types)
 
 
 def _saturating(types: tuple[str, ...], step: int, k: int | None = None) -> Row:
@@ -137,7 +138,7 @@ ROWS = (
         (
             *_float_rows(32, 25, -133, -21),
             *_emulated_fp8(),
-            *_emulated_fp8(16),
+            *_emulated_fp8(16, "observed"),
             _F64_ROW,
             *_integer_rows(INT8, INT4),
         ),
@@ -155,7 +156,7 @@ ROWS = (
         (
             *_float_rows(32, 25, -133, -21),
             *_emulated_fp8(),
-            *_emulated_fp8(16, "assumed to be Hopper's"),
+            *_emulated_fp8(16, "assumed", "assumed to be Hopper's"),
             _F64_ROW,
             *_integer_rows(INT8),
         ),

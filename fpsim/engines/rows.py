@@ -11,7 +11,7 @@ from fpsim.accumulators import Accumulator
 from fpsim.formats import container
 from fpsim.spec import Epilogue
 
-Basis = Literal["published", "documented", "observed"]
+Basis = Literal["published", "documented", "observed", "assumed"]
 
 #: written by `fpsim verify --record`, never by hand
 RECORD = Path(__file__).with_name("verified.json")
@@ -29,6 +29,7 @@ class Row:
     block: int | None = None
     epilogue: Epilogue | None = None
     k: int | None = None  #: the instruction's K where two K behave differently; None: any
+    basis: Basis | None = None  #: where it is not the engine's
     note: str = ""
 
     @property
@@ -55,8 +56,8 @@ class Engine:
     """One matrix instruction of one architecture, or one library's GEMM on it.
 
     basis, source : how the rows were known before any of them was compared with a device here: the vendor's manual
-        ("documented"), a model that others compared with the device ("published"), or what the device itself returned
-        ("observed").
+        ("documented"), a model that others compared with the device ("published"), what the device itself returned
+        ("observed"), or nothing but a likeness ("assumed"). A row may say otherwise.
     """
 
     name: str
@@ -75,15 +76,16 @@ class Engine:
 
     @property
     def evidence(self) -> str:
-        """How the engine is known: "silicon" if all of it was compared with a device without a difference, else its
-        basis, with the share that was compared. A difference that was recorded is never hidden."""
+        """How the engine is known: "silicon" if all of it was compared with a device without a difference, else the
+        bases of its rows, with the share that was compared. A difference that was recorded is never hidden."""
         found = [self.seen(row, a, b) for row in self.rows for a, b in row.pairs()]
+        basis = ", ".join(dict.fromkeys(row.basis or self.basis for row in self.rows))
         if any(entry.differences for entries in found for entry in entries):
-            return f"{self.basis}; differs from silicon"
+            return f"{basis}; differs from silicon"
         compared = sum(map(bool, found))
         if compared == len(found):
             return "silicon"
-        return f"{self.basis}; silicon for {compared} of {len(found)} rows" if compared else self.basis
+        return f"{basis}; silicon for {compared} of {len(found)} rows" if compared else basis
 
 
 Key = tuple[str, str, str, str, str | None, int | None, int | None]

@@ -105,13 +105,15 @@ def about(path: Path) -> dict[str, Any]:
     return found
 
 
-def cases(path: Path) -> Iterator[Case]:
-    """Every recorded batch of instructions.
+def cases(path: Path, names: Sequence[str] | None = None) -> Iterator[Case]:
+    """Every recorded batch of the instructions called `names` (by default of all).
 
     Raises ValueError for a file that is not one of golden vectors, or whose inputs can no longer be made.
     """
     arrays, told = _load(path), about(path)
     for name, kept in told["inputs"].items():
+        if names is not None and name not in names:
+            continue
         given = {kind: _inputs(name, kind, told["seed"]) for kind in KINDS}
         if digest(given.values()) != kept:
             raise ValueError(f"{path}: the inputs of {name} are not those it was recorded with; capture it again")

@@ -206,17 +206,20 @@ def _cycle(codes: Array) -> Array:
     return np.resize(codes, ENTRIES)
 
 
+@lru_cache(maxsize=32)
 def _uniform(stream: Stream, part: int, below: int, ingredient: int = _UNIFORM) -> Array:
     words = stream.words(ingredient, part, ENTRIES).astype(np.uint64)
     return ((words * np.uint64(below)) >> np.uint64(32)).astype(np.int64)
 
 
+@lru_cache(maxsize=32)
 def _bell(stream: Stream, part: int) -> Array:
     """Twelve uniform values added, minus six: mean 0, variance 1, every operation exact."""
     words = stream.words(_BELL, part, 12 * ENTRIES).reshape(12, ENTRIES)
     return words.astype(np.float64).sum(axis=0) * 2.0**-32 - 6.0
 
 
+@lru_cache(maxsize=32)
 def _powers(stream: Stream, part: int, low: int, high: int) -> Array:
     """Either sign, significand uniform in [1, 2), exponent uniform in low .. high - 1."""
     exponents = low + (stream.words(_EXPONENT, part, ENTRIES) % max(high - low, 1)).astype(np.int64)

@@ -1,6 +1,6 @@
 """What silicon returned, kept. The files were made on the machines they are named after with
 
-fpsim verify --capture tests/golden/x86-zen5.npz x86/vdpbf16ps x86/vpdpbusd x86/vpdpbusds x86/vpdpwssd x86/vpdpwssds \
+fpsim verify --capture tests/golden/x86-zen4.npz x86/vdpbf16ps x86/vpdpbusd x86/vpdpbusds x86/vpdpwssd x86/vpdpwssds \
     x86/vpmaddubsw
 fpsim verify --capture tests/golden/hopper-h200.npz hopper/mma hopper/mma-satfinite hopper/wgmma \
     hopper/wgmma-satfinite hopper/scaled_mm hopper/scaled_mm-fast hopper/torch-mm
@@ -25,7 +25,7 @@ HOPPER = FOLDER / "hopper-h200.npz"
 
 def compare(case: golden.Case) -> None:
     got, want = emulate(case.spec, case.arrays, "cpu"), case.silicon
-    if case.name in cpu.PROBES:  # a CPU hands NaN payloads through
+    if case.name in cpu.PROBES or got.dtype == np.float64:  # these hand NaN payloads through
         payload = np.isnan(got) & np.isnan(want)
         got, want = (np.where(payload, 0, x).astype(x.dtype) for x in (got, want))
     assert_same_bits(got, want, f"{case.name} {case.kind}")
@@ -43,15 +43,15 @@ def test_emulators_return_the_recorded_bits(file: Path) -> None:
 
 
 def test_library_products_return_the_recorded_bits() -> None:
-    found = {case.gemm.name: case for case in golden.library_cases(HOPPER)}
-    assert len(found) >= 10
-    for case in found.values():
+    found = list(golden.library_cases(HOPPER))
+    assert len(found) == len(golden.GEMMS)
+    for case in found:
         gemm, given = case.gemm, case.operands
         spec = fpsim.engine(gemm.engine, gemm.a, gemm.b, gemm.out, split_k=case.splits)
         epilogue = {part: x for part, x in given.items() if part not in "ab"}
         got = words(fpsim.matmul(given["a"], given["b"], spec, **epilogue))
         assert_same_bits(got, case.silicon, f"{gemm.engine} {gemm.name}, {case.splits} splits")
-    assert any(case.splits > 1 for case in found.values())
+    assert [case.splits for case in found if case.splits > 1] == [6, 3]
 
 
 def test_the_hopper_file_has_every_instruction_of_hopper() -> None:
@@ -63,10 +63,9 @@ def test_the_hopper_file_has_every_instruction_of_hopper() -> None:
 def test_a_recorded_bit_matters() -> None:
     """The oracle has teeth: another generation's engine does not pass the same vectors."""
     wrong = 0
-    for case in golden.cases(HOPPER):
-        if case.name.startswith("hopper/wgmma e4m3 x e4m3 -> f32"):
-            spec = fpsim.engine("blackwell/tcgen05", a="e4m3", b="e4m3", out="f32")
-            wrong += int((emulate(spec, case.arrays, "cpu").view("u4") != case.silicon.view("u4")).sum())
+    spec = fpsim.engine("blackwell/tcgen05", a="e4m3", b="e4m3", out="f32")
+    for case in golden.cases(HOPPER, ["hopper/wgmma e4m3 x e4m3 -> f32 m64n8k32"]):
+        wrong += int((emulate(spec, case.arrays, "cpu").view("u4") != case.silicon.view("u4")).sum())
     assert wrong > 100
 
 
