@@ -107,7 +107,7 @@ def matmul(
             )
     result = start.view(result_dtype(held.name))
     if spec.epilogue is not None:
-        result = _scale_and_bias(result, a_scale, b_scale, bias)
+        result = scale_and_bias(_values(result, held), a_scale, b_scale, bias)
     elif bias is not None or (scales is None and (a_scale is not None or b_scale is not None)):
         raise ValueError(f"{spec.engine or 'this spec'} takes no a_scale, b_scale or bias")
     return _finish(result, held, spec, out)
@@ -159,10 +159,14 @@ def _at(scales: Array, batch: tuple[int, ...], index: tuple[int, ...]) -> Array:
     return np.ascontiguousarray(np.broadcast_to(scales, (*batch, *scales.shape[-2:]))[index])
 
 
-def _scale_and_bias(
+def scale_and_bias(
     result: Array, a_scale: npt.ArrayLike | None, b_scale: npt.ArrayLike | None, bias: npt.ArrayLike | None
 ) -> Array:
-    """The epilogue of a library GEMM, each operation one float32 rounding (see `fpsim.spec.Epilogue`)."""
+    """The epilogue of a library GEMM, each operation one float32 rounding (see `fpsim.spec.Epilogue`).
+
+    result : (..., M, N) sums of any type that float32 holds; integers are converted, to nearest even.
+    """
+    result = result.astype(np.float32, copy=False)
     left = np.float32(1) if a_scale is None else np.asarray(a_scale, np.float32)
     right = np.float32(1) if b_scale is None else np.asarray(b_scale, np.float32)
     for name, scale, shape in (
@@ -174,7 +178,10 @@ def _scale_and_bias(
     with np.errstate(all="ignore"):
         result = result * (left * right) if left.size == right.size == 1 else (result * right) * left
         if bias is not None:
-            result = result + np.asarray(bias).astype(np.float32)
+            added, wanted = np.asarray(bias).astype(np.float32), result.shape[-2:]
+            if added.ndim > 2 or any(n not in (1, m) for n, m in zip(added.shape[::-1], wanted[::-1], strict=False)):
+                raise ValueError(f"bias is {added.shape}; allowed: a shape that broadcasts to the result's {wanted}")
+            result = result + added
     return result
 
 
@@ -194,12 +201,10 @@ def _start(c: npt.ArrayLike | None, held: Format, shape: tuple[int, ...]) -> Arr
 
 def _finish(result: Array, held: Format, spec: MatmulSpec, out: Array | None) -> Array:
     """The accumulator's values -> the array the caller gets, through the spec's output format."""
-    if spec.out != held.name:
-        wide = isinstance(spec.accumulator, IntegerAccumulator) and spec.accumulator.bits > 54
-        if wide:
+    if spec.out != (held.name if spec.epilogue is None else "f32"):  # an epilogue leaves float32
+        if isinstance(spec.accumulator, IntegerAccumulator) and spec.accumulator.bits > 54 and spec.epilogue is None:
             raise ValueError(f"a {spec.accumulator} sum does not round to {spec.out!r} exactly; take out='int64'")
-        values = decode(result, held) if result.dtype.kind == "u" else result  # codes of a format numpy has not
-        result = encode(values, spec.out, conversion="ocp-nonsat").view(result_dtype(spec.out))
+        result = encode(_values(result, held), spec.out, conversion="ocp-nonsat").view(result_dtype(spec.out))
     if out is None:
         return result
     if out.shape != result.shape or out.dtype != result.dtype or not out.flags.writeable:
@@ -208,6 +213,11 @@ def _finish(result: Array, held: Format, spec: MatmulSpec, out: Array | None) ->
         )
     out[...] = result
     return out
+
+
+def _values(result: Array, held: Format) -> Array:
+    """What a result stands for: itself, unless it is codes of a format that numpy has not."""
+    return decode(result, held) if result.dtype.kind == "u" else result
 
 
 def _product(a: Array, b: Array, c: Array, spec: MatmulSpec, scales: tuple[Array, ...] | None, backend: str) -> None:

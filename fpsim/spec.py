@@ -42,7 +42,7 @@ class MatmulSpec:
     accumulator : one of the kinds in `fpsim.accumulators`.
     out : format of the result; by default the accumulator's. Another one is a final rounding to nearest even.
     scale, block : block-scaled engines: format of the scale codes, and products per scale along K.
-    epilogue : library engines: scales and bias after the accumulation.
+    epilogue : library engines: scales and bias after the accumulation, in float32 (integer sums then come out as f32).
     engine : the name it was looked up by, "" for a free one. Not part of the arithmetic.
     """
 
@@ -57,7 +57,8 @@ class MatmulSpec:
 
     def __post_init__(self) -> None:
         if not self.out:
-            object.__setattr__(self, "out", container(self.accumulator.output).name)
+            own = container(self.accumulator.output)
+            object.__setattr__(self, "out", own.name if self.epilogue is None or own.kind == "float" else "f32")
         scalar_format(self.out)
         if (self.scale is None) != (self.block is None):
             raise ValueError(f"scale={self.scale!r} and block={self.block!r} go together: give both or neither")
