@@ -58,6 +58,10 @@ SHAPES = (
 )
 
 
+OUTPUTS = ("f32", "bf16", "f16")
+SPECIALS = 128  #: longest K for random bits: beyond it every sum has met a NaN
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gemm:
     """One product asked of the library."""
@@ -71,10 +75,12 @@ class Gemm:
     k: int
     scales: str = "none"  #: "none", "tensor" or "row"
     bias: bool = False
+    kind: str = "ordinary"  #: class of the operands, see `fpsim.silicon.inputs`
 
     @property
     def name(self) -> str:
         extras = [f"{self.scales} scales"] * (self.scales != "none") + ["bias"] * self.bias
+        extras += [self.kind] * (self.kind != "ordinary")
         return " ".join([f"{self.a} x {self.b} -> {self.out} {self.m}x{self.n}x{self.k}", *extras])
 
 
@@ -83,38 +89,41 @@ def grid(name: str, shapes: Sequence[tuple[int, int, int]] = SHAPES) -> Iterator
     if name not in ENGINES:
         raise unknown("library engine", name, ENGINES)
     if name == "hopper/torch-mm":
-        for a, (m, n, k) in product(("bf16", "f16"), shapes):
-            for out in ("f32", a):
-                yield Gemm(engine=name, a=a, b=a, out=out, m=m, n=n, k=k)
-        return
-    pairs = (("e4m3", "e4m3"), ("e4m3", "e5m2"), ("e5m2", "e4m3"))
-    for (a, b), out, scales, bias, (m, n, k) in product(
-        pairs, ("f32", "bf16", "f16"), ("tensor", "row"), (False, True), shapes
-    ):
-        yield Gemm(engine=name, a=a, b=b, out=out, m=m, n=n, k=k, scales=scales, bias=bias)
+        types = [(a, a, out) for a in ("bf16", "f16") for out in ("f32", a)]
+        epilogues = [("none", False)]
+    else:
+        types = list(product(("e4m3",), ("e4m3", "e5m2"), OUTPUTS)) + list(product(("e5m2",), ("e4m3",), OUTPUTS))
+        epilogues = list(product(("tensor", "row"), (False, True)))
+    for (a, b, out), (scales, bias), (m, n, k) in product(types, epilogues, shapes):
+        plain = Gemm(engine=name, a=a, b=b, out=out, m=m, n=n, k=k, scales=scales, bias=bias)
+        yield plain
+        if (scales, bias) == epilogues[0]:
+            yield replace(plain, kind="wide")
+            if k <= SPECIALS:
+                yield replace(plain, kind="bits")
 
 
 def operands(gemm: Gemm, seed: int = 0) -> dict[str, Array]:
     """Host arrays of a product: codes a (m, k) and b (k, n), float32 scales, float32 bias that every format holds.
 
-    They depend on the seed and the shape alone, and are the same on every machine.
+    They depend on the seed, the class and the shape alone, and are the same on every machine.
     """
-    stream = Stream(seed=seed, kind="ordinary", batch=((gemm.m * 1009 + gemm.n) * 1009 + gemm.k) % (1 << 20))
+    stream = Stream(seed=seed, kind=gemm.kind, batch=((gemm.m * 1009 + gemm.n) * 1009 + gemm.k) % (1 << 20))
     a, b = _matrices(engine(gemm.engine, gemm.a, gemm.b), gemm.m, gemm.n, gemm.k, stream)
     found = {"a": a, "b": b}
     if gemm.scales != "none":
-        words = random_words(stream.key(PARTS.index("a_scale")), gemm.m + gemm.n)
-        scales = np.float32(0.5) + (words >> 8).astype(np.float32) * np.float32(2.0**-24)
+        drawn = random_words(stream.key(PARTS.index("a_scale")), gemm.m + gemm.n)
+        scales = np.float32(0.5) + (drawn >> 8).astype(np.float32) * np.float32(2.0**-24)
         rows = gemm.scales == "row"
         found["a_scale"] = scales[: gemm.m, None] if rows else scales[0]
         found["b_scale"] = scales[None, gemm.m :] if rows else scales[gemm.m]
     if gemm.bias:
-        words = random_words(stream.key(PARTS.index("b_scale")), gemm.n)
-        found["bias"] = ((words >> 23).astype(np.float32) - 256) / 16
+        drawn = random_words(stream.key(PARTS.index("b_scale")), gemm.n)
+        found["bias"] = ((drawn >> 23).astype(np.float32) - 256) / 16
     return found
 
 
-@lru_cache(maxsize=len(SHAPES))  # the grid comes back to a shape with other scales
+@lru_cache(maxsize=3 * len(SHAPES))  # the grid comes back to a shape with other scales
 def _matrices(spec: MatmulSpec, m: int, n: int, k: int, stream: Stream) -> tuple[Array, Array]:
     drawn = draw(spec, Tiles(count=1, rows=m, k=k, columns=n), stream)
     return drawn["a"][0], drawn["b"][0].T

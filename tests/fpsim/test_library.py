@@ -153,7 +153,8 @@ def test_splits_are_found_by_matching() -> None:
 
 def test_products_asked_of_a_library_are_what_their_name_says() -> None:
     gemms = list(library.grid("hopper/scaled_mm", [(3, 16, 32)]))
-    assert len({gemm.name for gemm in gemms}) == len(gemms) == 3 * 3 * 2 * 2
+    assert len({gemm.name for gemm in gemms}) == len(gemms) == 3 * 3 * (2 * 2 + 2)  # and two other classes of inputs
+    assert gemms[2].name == "e4m3 x e4m3 -> f32 3x16x32 tensor scales bits"
     assert gemms[-1].name == "e5m2 x e4m3 -> f16 3x16x32 row scales bias"
     given = library.operands(gemms[-1])
     assert {part: x.shape for part, x in given.items()} == {
@@ -167,3 +168,48 @@ def test_products_asked_of_a_library_are_what_their_name_says() -> None:
     assert (given["bias"] == given["bias"].astype(ml_dtypes.bfloat16)).all()
     with pytest.raises(ValueError, match="unknown library engine 'hopper/deepgemm'"):
         next(library.grid("hopper/deepgemm"))
+
+
+@pytest.fixture
+def imagined_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that splits long K in two, refuses float32 with a bias, and is wrong by a bit for one shape."""
+
+    def run(gemm: library.Gemm, given: dict[str, np.ndarray]) -> np.ndarray:
+        if gemm.bias and gemm.out == "f32":
+            raise RuntimeError("Bias is not supported\nsome trace")
+        splits = 2 if gemm.k > 512 else 1
+        spec = fpsim.engine(gemm.engine, gemm.a, gemm.b, gemm.out, split_k=splits)
+        epilogue = {part: x for part, x in given.items() if part not in "ab"}
+        out = fpsim.matmul(given["a"], given["b"], spec, **epilogue)
+        if gemm.m == 5:
+            out.view(f"u{out.itemsize}")[4, -1] ^= 1
+        return out
+
+    monkeypatch.setattr(library, "missing", lambda: None)
+    monkeypatch.setattr(library, "run", run)
+    monkeypatch.setattr(library, "_tensor", lambda part, values, gemm: values)
+    monkeypatch.setattr(library, "_cuda_takes", lambda name: False)
+    monkeypatch.setattr(library, "kernels", lambda gemm, given: "gemv_kernel")
+
+
+@pytest.mark.usefixtures("imagined_library")
+def test_what_no_split_explains_is_named() -> None:
+    told: list[str] = []
+    shapes = [(3, 16, 64), (5, 16, 64), (4, 16, 1024)]
+    results = library.verify("hopper/scaled_mm-fast", 0, told.append, shapes)
+    assert len(results) == 9
+    first = results[0]
+    assert (first.name, first.shape) == (
+        "hopper/scaled_mm-fast e4m3 x e4m3 -> f32",
+        "3x16x64, 5x16x64, 4x16x1024",
+    )
+    assert first.note.startswith(
+        "split K: 4x16x1024 in 2; torch refuses 3 of 17: tensor scales, bias: Bias is not supp"
+    )
+    assert first.unmatched[0] == "e4m3 x e4m3 -> f32 5x16x64 tensor scales (gemv_kernel)"
+    assert len(first.unmatched) == 4  # three classes of inputs with scales of the tensor, one with those of rows
+    assert not first.passed
+    assert first.compared == 16 * (4 * 3 + 4 * 5 + 3 * 4)
+    assert sum(len(result.unmatched) for result in results) == len(told)
+    matched = library.verify("hopper/torch-mm", 0, told.append, shapes[:1])
+    assert all(result.passed and result.compared == 3 * 48 for result in matched)
