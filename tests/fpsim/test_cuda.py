@@ -190,9 +190,10 @@ def test_layers_on_the_device_equal_those_on_the_cpu() -> None:
     from fpsim.nn.quantizer import Quantizer
 
     torch.manual_seed(0)
-    row = Quantizer(format="e4m3", granularity="tensor", range="dynamic")
+    weight = Quantizer(format="e4m3", granularity="channel", range="static")
+    activation = Quantizer(format="e4m3", granularity="tensor", range="dynamic")
     spec = fpsim.engine("hopper/wgmma", "e4m3")
-    layer = QuantizedLinear.from_float(torch.nn.Linear(256, 96), weight=row, activation=row, spec=spec)
+    layer = QuantizedLinear.from_float(torch.nn.Linear(256, 96), weight=weight, activation=activation, spec=spec)
     x = torch.randn(3, 50, 256)
     with torch.no_grad():
         here, there = layer(x), layer.cuda()(x.cuda()).cpu()
