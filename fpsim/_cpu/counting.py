@@ -63,7 +63,7 @@ def _fused(a: Array, b: Array, c: Array, tally: Array, spec: MatmulSpec, kind: F
         rows(lambda i, j: count.exact(sa, ea, sb, eb, plan, marked, limbs, c, tally, i, j), c, a.shape[1])
         return
     product = FusedProduct(a, b, spec, kind, scales)
-    of_product = product.sa, product.ea, product.sb, product.eb, product.plan, _marked(product.plan.sum)
+    of_product = *product.unpacked, product.plan, _marked(product.plan.sum)
     rows(lambda i, j: count.fused(*of_product, c, tally, i, j), c, a.shape[1])
 
 

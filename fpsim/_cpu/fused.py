@@ -5,58 +5,77 @@ A fused dot product runs as vector code (`_kernels.vector`) where that is exact,
 accumulators outside its limits. Both compute the same bits.
 """
 
+from functools import cache, cached_property
+
 import numpy as np
 
+from fpsim import _jit
+from fpsim._cpu.bounds import bounds
 from fpsim._cpu.plans import fused_plan, small_exponents, vector_plan
 from fpsim._cpu.rows import Scales, rows
 from fpsim._cpu.steps import exact, scaled_exponents
-from fpsim._kernels import products, vector
-from fpsim._kernels.accumulate import ZERO
+from fpsim._kernels import certified, cpu, panels, products, vector
+from fpsim._kernels.accumulate import INFINITE, ZERO
+from fpsim._kernels.lanes import LANES
 from fpsim._operands import unpack
 from fpsim.accumulators import FusedDot
 from fpsim.codec import Array, decode
+from fpsim.formats import Format
 from fpsim.reference import ENGINE_NAN
 from fpsim.spec import MatmulSpec
 
+BAD = 127  #: mark, in both int8 and int16, of what the vector kernels leave to the scalar one
+
 
 class FusedProduct:
-    """Operands of a fused dot product, unpacked once; `run` chains over a range of k."""
+    """Operands of a fused dot product, unpacked once; `run` chains over a range of k.
+
+    certified_steps : how many (row, tile of columns, step) have been run without truncation, by certificate.
+    """
 
     def __init__(self, a: Array, b: Array, spec: MatmulSpec, kind: FusedDot, scales: Scales | None = None) -> None:
         self.depth, self.terms = a.shape[1], kind.terms or a.shape[1]
+        self.operands, self.spec, self.scales = (a, b), spec, scales
         self.plan = fused_plan(kind, spec.a, spec.b, self.terms)
-        self.sa, self.ea = unpack(a, spec.a)
-        self.sb, self.eb = unpack(np.ascontiguousarray(b.T), spec.b)
-        self.vector = vector_plan(kind, spec.a, spec.b, self.terms)
-        if scales is not None:
-            self.vector = None
-            self.ea = scaled_exponents(self.ea, scales[0], spec)
-            self.eb = scaled_exponents(self.eb, np.ascontiguousarray(scales[1].T), spec)
+        self.vector = None if scales is not None else vector_plan(kind, spec.a, spec.b, self.terms)
+        self.certified_steps = 0
         if self.vector is not None:
-            self._prepare(a, b, spec, self.vector)
+            self._prepare(a, b, spec, kind, self.vector)
 
-    def _prepare(self, a: Array, b: Array, spec: MatmulSpec, plan: vector.VectorPlan) -> None:
+    @cached_property
+    def unpacked(self) -> tuple[Array, Array, Array, Array]:
+        """Significands and exponents of a and of b transposed, scales included, for the scalar kernel."""
+        (a, b), spec = self.operands, self.spec
+        sa, ea = unpack(a, spec.a)
+        sb, eb = unpack(np.ascontiguousarray(b.T), spec.b)
+        if self.scales is not None:
+            ea = scaled_exponents(ea, self.scales[0], spec)
+            eb = scaled_exponents(eb, np.ascontiguousarray(self.scales[1].T), spec)
+        return sa, ea, sb, eb
+
+    def _prepare(self, a: Array, b: Array, spec: MatmulSpec, kind: FusedDot, plan: vector.VectorPlan) -> None:
         """float32 values and exponents with K padded step by step, and the rows and columns that do not qualify."""
         small = small_exponents(spec.a, spec.b)
-        dtype, mark = (np.int8, -64) if small else (np.int16, -10000)
-        self.none = dtype(-128 if small else -30000)
-        low, high = (-1000, 1000) if small else (plan.lowest // 2, 62)
-
-        def qualify(exponents: Array) -> Array:
-            return np.any((exponents != ZERO) & ((exponents < low) | (exponents > high)), axis=1)
-
-        self.bad_rows, self.bad_columns = qualify(self.ea), qualify(self.eb)
+        mark = -64 if small else -10000
+        self.none = np.int8(-128) if small else np.int16(-30000)
+        low = -1000 if small else plan.lowest // 2
         x, y = decode(a, spec.a), decode(b, spec.b)
-        ex = np.where(self.ea == ZERO, mark, self.ea)
-        ey = np.where(self.eb == ZERO, mark, self.eb).T
-        x[self.bad_rows], ex[self.bad_rows] = 0, mark
-        y[:, self.bad_columns], ey[:, self.bad_columns] = 0, mark
-        self.x, self.ex = self._pad(x, 1, 0, plan.step), self._pad(ex.astype(dtype), 1, mark, plan.step)
-        self.y, self.ey = self._pad(y, 0, 0, plan.step), self._pad(ey.astype(dtype), 0, mark, plan.step)
+        ex, ey = (exponents(codes, row, small, mark, low) for codes, row in ((a, spec.a), (b, spec.b)))
+        self.bad_rows, self.bad_columns = (ex == BAD).any(axis=1), (ey == BAD).any(axis=0)
+        if self.bad_rows.any():
+            x[self.bad_rows], ex[self.bad_rows] = 0, mark
+        if self.bad_columns.any():
+            y[:, self.bad_columns], ey[:, self.bad_columns] = 0, mark
+        self.x, self.ex = self._pad(x, 1, 0, plan.step), self._pad(ex, 1, mark, plan.step)
+        self.y = panels.pack(self._pad(y, 0, 0, plan.step))
+        self.ey = panels.pack(self._pad(ey, 0, mark, plan.step), mark)
+        self.bounds = bounds(self.x, self.ex, self.y, self.ey, spec.a, spec.b, kind, plan)
 
     def _pad(self, array: Array, axis: int, fill: int, step: int) -> Array:
         """Every `terms` of K, and what is left of it, followed by zeros up to `step`."""
         steps = -(-self.depth // self.terms)
+        if step == self.terms and steps * self.terms == self.depth:
+            return array
         tail = [(0, 0), (0, 0)]
         tail[axis] = (0, steps * self.terms - self.depth)
         whole = np.pad(array, tail, constant_values=fill)
@@ -78,24 +97,59 @@ class FusedProduct:
         else:
             marked = self._run_vector(c, start, stop, self.vector)
         if marked.any():
-            args = (self.sa, self.ea, self.sb, self.eb, source, self.plan, marked, c, start, stop)
+            args = (*self.unpacked, source, self.plan, marked, c, start, stop)
             rows(lambda i, j: products.fused(*args, i, j), c, stop - start)
 
     def _run_vector(self, c: Array, start: int, stop: int, plan: vector.VectorPlan) -> Array:
-        redo = np.zeros(c.shape, np.int8)
-        redo[self.bad_rows] = 1
-        redo[:, self.bad_columns] = 1
+        columns = c.shape[1]
         value = c.view(np.float16).astype(np.float32) if plan.half else c.view(np.float32)
-        run = vector.fused_narrow if plan.narrow else vector.fused_wide
+        if columns % LANES:
+            value = np.pad(value, ((0, 0), (0, -columns % LANES)))
+        redo = np.zeros(value.shape, np.int8)
         begin, end = start // self.terms * plan.step, -(-stop // self.terms) * plan.step
-        args = (self.x, self.ex, self.y, self.ey, plan, self.none, value, value.view(np.int32), redo, begin, end)
-        rows(lambda i, j: run(*args, i, j), c, stop - start)
+        args = (self.x, self.ex, self.y, self.ey, plan, self.none, value, value.view(np.int32), redo)
+        if self.bounds is None:
+            run = vector.fused_narrow if plan.narrow else vector.fused_wide
+            rows(lambda i, j: run(*args, begin, end, i, j), c, stop - start)
+        else:
+            o = self.bounds
+            more = (o.certified.copy(), o.units_x, o.units_y, o.norms_x, o.norms_y, begin, end)
+            used: list[int] = []
+            rows(lambda i, j: used.append(certified.fused_certified(*args, *more, i, j)), c, stop - start)
+            self.certified_steps += sum(used)
+        value, redo = value[:, :columns], redo[:, :columns]
         if plan.half:
             with np.errstate(over="ignore"):
                 c[...] = value.astype(np.float16).view(c.dtype)
+        elif columns % LANES:
+            c[...] = value.view(c.dtype)
         bits = np.dtype(c.dtype).itemsize * 8
         c[np.isnan(value)] = ENGINE_NAN[f"f{bits}"]
+        redo[self.bad_rows] = 1
+        redo[:, self.bad_columns] = 1
         return redo
+
+
+def exponents(codes: Array, row: Format, small: bool, mark: int, low: int) -> Array:
+    """Exponents as int8 if `small`, else int16: `mark` for zeros; BAD for Inf, NaN and what lies outside low .. 62."""
+    if row.bits > 16:
+        return _marked(unpack(codes, row)[1], small, mark, low)
+    table = _exponent_table(row, small, mark, low)
+    out = np.empty(codes.shape, table.dtype)
+    source, flat = codes.reshape(-1), out.reshape(-1)
+    _jit.parallel(lambda i, j: cpu.look_up(source, table, len(table) - 1, flat, i, j), source.size, 1 << 16)
+    return out
+
+
+@cache
+def _exponent_table(row: Format, small: bool, mark: int, low: int) -> Array:
+    return _marked(unpack(np.arange(1 << row.bits), row)[1], small, mark, low)
+
+
+def _marked(raw: Array, small: bool, mark: int, low: int) -> Array:
+    high = INFINITE - 1 if small else 62
+    made = np.where((raw < low) | (raw > high), BAD, raw)
+    return np.where(raw == ZERO, mark, made).astype(np.int8 if small else np.int16)
 
 
 def fused(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: FusedDot, scales: Scales | None) -> None:

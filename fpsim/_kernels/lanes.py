@@ -24,10 +24,11 @@ def _at(context: Any, builder: Any, array_type: Any, array: Any, index: Any, vec
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
 
-def _splat(builder: Any, value: Any, vector: Any) -> Any:
-    """`value` in every lane."""
+def splat(builder: Any, value: Any, vector: Any) -> Any:
+    """`value` in every lane of a vector type."""
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(_INT, 0))
-    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(_INTS, [0] * LANES))
+    lanes = ir.Constant(ir.VectorType(_INT, vector.count), [0] * vector.count)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), lanes)
 
 
 def _all_int32(*arguments: Any) -> bool:
@@ -87,7 +88,7 @@ def _round_to_grid(
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, target, at, *rest = arguments
         value = builder.load(_at(context, builder, signature.args[0], source, at, _FLOATS), align=4)
-        grid = [_splat(builder, v, _INTS if i < 4 else _FLOATS) for i, v in enumerate(rest)]
+        grid = [splat(builder, v, _INTS if i < 4 else _FLOATS) for i, v in enumerate(rest)]
         made = _round_lanes(builder, value, *grid)
         builder.store(made, _at(context, builder, signature.args[1], target, at, _FLOATS), align=4)
         return context.get_dummy_value()
@@ -116,8 +117,8 @@ def _round_scaled(
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, target, at, unit, *rest = arguments
         value = builder.load(_at(context, builder, signature.args[0], source, at, _FLOATS), align=4)
-        steps = _splat(builder, unit, _FLOATS)
-        grid = [_splat(builder, v, _INTS if i < 4 else _FLOATS) for i, v in enumerate(rest)]
+        steps = splat(builder, unit, _FLOATS)
+        grid = [splat(builder, v, _INTS if i < 4 else _FLOATS) for i, v in enumerate(rest)]
         made = builder.fmul(_round_lanes(builder, builder.fdiv(value, steps), *grid), steps)
         builder.store(made, _at(context, builder, signature.args[1], target, at, _FLOATS), align=4)
         return context.get_dummy_value()

@@ -17,9 +17,19 @@ from typing import NamedTuple
 import numpy as np
 
 from fpsim._jit import kernel
+from fpsim._kernels.lanes import LANES
+from fpsim._kernels.panels import (
+    GROUP,
+    PANEL,
+    largest_of_16,
+    largest_of_64,
+    truncated_of_16,
+    truncated_of_64,
+)
 
-GROUP = 8  #: products per int32 partial sum; the loops below are written out for it
-COLUMNS = 256  #: outputs of a row handled together: a step of b (32 x 256 floats and exponents) stays in cache
+__all__ = ["COLUMNS", "GROUP", "VectorPlan", "fused_narrow", "fused_wide"]
+
+COLUMNS = 2 * PANEL  #: outputs of a row handled together: a step of b (32 x 128 floats and exponents) stays in cache
 
 
 class VectorPlan(NamedTuple):
@@ -36,52 +46,31 @@ class VectorPlan(NamedTuple):
 
 
 @kernel
-def largest_exponents(ea, eb, start, stop, first, last, largest):
-    """Raise largest[j] to the largest ea[k] + eb[k, j] over k in start .. stop, for columns j of first .. last."""
-    narrow = largest.dtype.type
-    for k in range(start, stop, GROUP):
-        a0, a1, a2, a3, a4, a5, a6, a7 = (
-            ea[k],
-            ea[k + 1],
-            ea[k + 2],
-            ea[k + 3],
-            ea[k + 4],
-            ea[k + 5],
-            ea[k + 6],
-            ea[k + 7],
-        )
-        b0, b1, b2, b3 = eb[k, first:last], eb[k + 1, first:last], eb[k + 2, first:last], eb[k + 3, first:last]
-        b4, b5, b6, b7 = eb[k + 4, first:last], eb[k + 5, first:last], eb[k + 6, first:last], eb[k + 7, first:last]
-        for j in range(largest.size):
-            e = largest[j]
-            e = max(e, narrow(a0 + b0[j]))
-            e = max(e, narrow(a1 + b1[j]))
-            e = max(e, narrow(a2 + b2[j]))
-            e = max(e, narrow(a3 + b3[j]))
-            e = max(e, narrow(a4 + b4[j]))
-            e = max(e, narrow(a5 + b5[j]))
-            e = max(e, narrow(a6 + b6[j]))
-            largest[j] = max(e, narrow(a7 + b7[j]))
+def largest_exponents(ex, i, k, ey, first, count, none, largest):
+    """largest[j] = the largest ex[i, k + t] + ey[k + t, first + j] over t < count."""
+    at, stop = 0, largest.size
+    while at < stop:
+        row = (first + at) // PANEL * ex.shape[1] + k
+        if stop - at >= PANEL:
+            largest_of_64(ex, i, k, ey, row, 0, count, none, largest, at)
+            at += PANEL
+        else:
+            largest_of_16(ex, i, k, ey, row, (first + at) % PANEL, count, none, largest, at)
+            at += LANES
 
 
 @kernel
-def add_products(a, b, start, stop, first, last, scale, total):
-    """total[j] += sum over k of trunc(a[k] * b[k, j] * scale[j])."""
-    for k in range(start, stop, GROUP):
-        a0, a1, a2, a3, a4, a5, a6, a7 = a[k], a[k + 1], a[k + 2], a[k + 3], a[k + 4], a[k + 5], a[k + 6], a[k + 7]
-        b0, b1, b2, b3 = b[k, first:last], b[k + 1, first:last], b[k + 2, first:last], b[k + 3, first:last]
-        b4, b5, b6, b7 = b[k + 4, first:last], b[k + 5, first:last], b[k + 6, first:last], b[k + 7, first:last]
-        for j in range(scale.size):
-            s = scale[j]
-            t = np.int32(a0 * b0[j] * s)
-            t = np.int32(t + np.int32(a1 * b1[j] * s))
-            t = np.int32(t + np.int32(a2 * b2[j] * s))
-            t = np.int32(t + np.int32(a3 * b3[j] * s))
-            t = np.int32(t + np.int32(a4 * b4[j] * s))
-            t = np.int32(t + np.int32(a5 * b5[j] * s))
-            t = np.int32(t + np.int32(a6 * b6[j] * s))
-            t = np.int32(t + np.int32(a7 * b7[j] * s))
-            total[j] = total[j] + t
+def add_products(x, i, k, y, first, count, scale, total):
+    """total[j] += sum over t < count of trunc(x[i, k + t] * y[k + t, first + j] * scale[j])."""
+    at, stop = 0, scale.size
+    while at < stop:
+        row = (first + at) // PANEL * x.shape[1] + k
+        if stop - at >= PANEL:
+            truncated_of_64(x, i, k, y, row, 0, count, scale, total, at)
+            at += PANEL
+        else:
+            truncated_of_16(x, i, k, y, row, (first + at) % PANEL, count, scale, total, at)
+            at += LANES
 
 
 @kernel
@@ -158,70 +147,56 @@ def end_half(total, inverse, result, result_word, magic, magic_word, c):
 
 
 @kernel
-def fused_narrow(a, ea, b, eb, plan, none, c, word, redo, begin, end, start, stop):
+def fused_narrow(x, ex, y, ey, plan, none, c, word, redo, begin, end, start, stop):
     """Rows start .. stop of c through the steps of k in begin .. end, sums in int32, results toward zero.
 
-    a, b : float32 values (M, K), (K, N); ea, eb : their exponents. c : float32 (M, N), `word` its bits, in place.
-    redo : int8 (M, N), set where the result is not to be trusted. none : exponent mark, of the type of ea.
+    x, ex : float32 values and exponents (M, K); y, ey : those of b, in panels. c : float32 (M, N), `word` its bits, in
+    place, N a multiple of LANES. redo : int8 (M, N), set where the result is not to be trusted. none : exponent mark,
+    of the type of ex.
     """
-    largest_row = np.empty(COLUMNS, ea.dtype)
+    largest_row = np.empty(COLUMNS, ex.dtype)
     total_row = np.empty(COLUMNS, np.int32)
     scale_bits, inverse_bits = np.empty(COLUMNS, np.int32), np.empty(COLUMNS, np.int32)
     result_bits = np.empty(COLUMNS, np.int32)
-    scale_row, inverse_row = scale_bits.view(np.float32), inverse_bits.view(np.float32)
-    result_row = result_bits.view(np.float32)
-    for first in range(0, b.shape[1], COLUMNS):
-        last = min(first + COLUMNS, b.shape[1])
+    for first in range(0, c.shape[1], COLUMNS):
+        last = min(first + COLUMNS, c.shape[1])
         n = last - first
-        largest, total, scale, inverse = largest_row[:n], total_row[:n], scale_row[:n], inverse_row[:n]
+        largest, total, scale_word, inverse_word = largest_row[:n], total_row[:n], scale_bits[:n], inverse_bits[:n]
+        scale, inverse = scale_word.view(np.float32), inverse_word.view(np.float32)
+        result_word = result_bits[:n]
+        result = result_word.view(np.float32)
         for k in range(begin, end, plan.step):
             for i in range(start, stop):
-                largest[:] = none
-                largest_exponents(ea[i], eb, k, k + plan.step, first, last, largest)
-                begin_step(
-                    largest,
-                    plan,
-                    c[i, first:last],
-                    word[i, first:last],
-                    scale_bits[:n],
-                    inverse_bits[:n],
-                    redo[i, first:last],
-                )
-                start_sum(c[i, first:last], scale, total)
-                add_products(a[i], b, k, k + plan.step, first, last, scale, total)
-                end_narrow(total, inverse, plan.keep, result_row[:n], result_bits[:n], word[i, first:last])
+                out, out_word = c[i, first:last], word[i, first:last]
+                largest_exponents(ex, i, k, ey, first, plan.step, none, largest)
+                begin_step(largest, plan, out, out_word, scale_word, inverse_word, redo[i, first:last])
+                start_sum(out, scale, total)
+                add_products(x, i, k, y, first, plan.step, scale, total)
+                end_narrow(total, inverse, plan.keep, result, result_word, out_word)
 
 
 @kernel
-def fused_wide(a, ea, b, eb, plan, none, c, word, redo, begin, end, start, stop):
+def fused_wide(x, ex, y, ey, plan, none, c, word, redo, begin, end, start, stop):
     """The same with sums in int64; results toward zero to `plan.keep`, or to nearest float16 if `plan.half`."""
-    largest_row = np.empty(COLUMNS, ea.dtype)
+    largest_row = np.empty(COLUMNS, ex.dtype)
     total_row = np.empty(COLUMNS, np.int64)
     scale_bits, inverse_bits = np.empty(COLUMNS, np.int32), np.empty(COLUMNS, np.int32)
     result_bits, magic_bits = np.empty(COLUMNS, np.int64), np.empty(COLUMNS, np.int64)
-    scale_row, inverse_row = scale_bits.view(np.float32), inverse_bits.view(np.float32)
-    result_row, magic_row = result_bits.view(np.float64), magic_bits.view(np.float64)
-    for first in range(0, b.shape[1], COLUMNS):
-        last = min(first + COLUMNS, b.shape[1])
+    for first in range(0, c.shape[1], COLUMNS):
+        last = min(first + COLUMNS, c.shape[1])
         n = last - first
-        largest, total, scale, inverse = largest_row[:n], total_row[:n], scale_row[:n], inverse_row[:n]
+        largest, total, scale_word, inverse_word = largest_row[:n], total_row[:n], scale_bits[:n], inverse_bits[:n]
+        scale, inverse = scale_word.view(np.float32), inverse_word.view(np.float32)
+        result_word, magic_word = result_bits[:n], magic_bits[:n]
+        result, magic = result_word.view(np.float64), magic_word.view(np.float64)
         for k in range(begin, end, plan.step):
             for i in range(start, stop):
                 out = c[i, first:last]
-                largest[:] = none
-                largest_exponents(ea[i], eb, k, k + plan.step, first, last, largest)
-                begin_step(
-                    largest,
-                    plan,
-                    out,
-                    word[i, first:last],
-                    scale_bits[:n],
-                    inverse_bits[:n],
-                    redo[i, first:last],
-                )
+                largest_exponents(ex, i, k, ey, first, plan.step, none, largest)
+                begin_step(largest, plan, out, word[i, first:last], scale_word, inverse_word, redo[i, first:last])
                 start_sum(out, scale, total)
-                add_products(a[i], b, k, k + plan.step, first, last, scale, total)
+                add_products(x, i, k, y, first, plan.step, scale, total)
                 if plan.half:
-                    end_half(total, inverse, result_row[:n], result_bits[:n], magic_row[:n], magic_bits[:n], out)
+                    end_half(total, inverse, result, result_word, magic, magic_word, out)
                 else:
-                    end_truncate(total, inverse, plan.keep, result_row[:n], result_bits[:n], out)
+                    end_truncate(total, inverse, plan.keep, result, result_word, out)
