@@ -115,9 +115,7 @@ def prepare(request: Request, layer: Layer, axes: "Axes", seen: "Statistics | No
         gram = _transform.turn(turned, _transform.turn(turned, seen.gram, weight).T, weight).T
         rows = _transform.turn(turned, seen.rows, weight)
         if seen.cross is not None and branch is None:
-            weight = _compensated(
-                weight, gram, _transform.turn(turned, _transform.turn(turned, seen.cross, weight).T, weight).T
-            )
+            weight = _aimed(weight, gram, turned, seen)
     bounds = _bounds(request, layer, axes)
     parts = tuple(
         _part(request, layer, axes, seen, weight, gram, rows, start, stop, turned is not None) for start, stop in bounds
@@ -196,24 +194,40 @@ def _gptq(made: Prepared, gram: "Tensor") -> "Tensor | None":
     return as_weight(rounded, made.values.shape) - shift
 
 
-def _compensated(weight: "Tensor", gram: "Tensor", cross: "Tensor") -> "Tensor":
-    """The weight whose outputs on the inputs at hand come closest to those of `weight` on the inputs in full precision.
+def _aimed(weight: "Tensor", gram: "Tensor", turned: "Chain | None", seen: "Statistics") -> "Tensor":
+    """The weight to round: as far towards `compensated` as calls that it was not made from bear out."""
+    from analysis.runner.statistics import as_matrix, as_weight
+
+    def moved(matrix: "Tensor") -> "Tensor":
+        return _transform.turn(turned, _transform.turn(turned, matrix, weight).T, weight).T
+
+    if seen.cross is None:
+        return weight
+    matrix = as_matrix(weight)
+    found = compensated(matrix, gram, moved(seen.cross))
+    if seen.halves is None:
+        return as_weight(found, weight.shape)
+    halves = [tuple(moved(one) for one in half) for half in seen.halves]
+    share = 0.0
+    for (gram_a, cross_a), (gram_b, cross_b) in (halves, halves[::-1]):
+        change = compensated(matrix, gram_a, cross_a) - matrix
+        gain = (change * (matrix @ cross_b.T - matrix @ gram_b)).sum()
+        share += float(gain / ((change @ gram_b) * change).sum().clamp(min=2.0**-126)) / 2
+    return as_weight(matrix + min(max(share, 0.0), 1.0) * (found - matrix), weight.shape)
+
+
+def compensated(weight: "Tensor", gram: "Tensor", cross: "Tensor") -> "Tensor":
+    """(out, K): the weight whose outputs on the inputs at hand come closest to those of `weight` in full precision.
 
     argmin |V X - W Z|^2 = W (Z X^T) (X X^T)^-1 with X the quantized inputs, Z the full-precision ones (the asymmetric
     calibration of GPTAQ, arXiv:2504.02692), damped towards W by 1 % of the mean of diag(X X^T).
     """
     import torch
 
-    from analysis.runner.statistics import as_matrix, as_weight
-
     h = gram.double()
     damping = 0.01 * h.diagonal().mean()
     if damping <= 0:
         return weight
     ridge = damping * torch.eye(len(h), dtype=h.dtype, device=h.device)
-    h = h + ridge
-    wanted = as_matrix(weight).double() @ (
-        cross.double().T + damping * torch.eye(len(h), dtype=h.dtype, device=h.device)
-    )
-    solved = torch.cholesky_solve(wanted.T, torch.linalg.cholesky(h)).T
-    return as_weight(solved.float(), weight.shape)
+    wanted = weight.double() @ (cross.double().T + ridge)
+    return torch.cholesky_solve(wanted.T, torch.linalg.cholesky(h + ridge)).T.float()

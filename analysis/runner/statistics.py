@@ -33,6 +33,7 @@ class Statistics:
     channel_low, channel_high : (channels,) ends of each input channel over everything that passed
     cross : (K, K) float32, mean of x^T z over the same rows, x as in `gram` behind quantized layers, z the same input
             in full precision; None where x is in full precision itself
+    halves : (gram, cross) of every other call, twice, for judging on one what the other suggests; None without `cross`
     """
 
     gram: "Tensor"
@@ -40,6 +41,7 @@ class Statistics:
     channel_low: "Tensor"
     channel_high: "Tensor"
     cross: "Tensor | None" = None
+    halves: "tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None" = None
 
     @property
     def channel_max(self) -> "Tensor":
@@ -132,7 +134,8 @@ class Tap:
         self.gram_rows, self.kept_rows = gram_rows, kept_rows
         self.generator = torch.Generator().manual_seed(seed)
         self.gram: Any = 0.0
-        self.cross: Any = None
+        self.pairs: list[list[Tensor]] = []  # (gram, cross), sums over even and over odd calls
+        self.paired = 0
         self.count = 0
         self.rows: list[Tensor] = []
         self.latest: Tensor | None = None
@@ -153,8 +156,13 @@ class Tap:
     def pair(self, other: "Tap") -> None:
         """Count the latest rows of this tap with those of `other`, which saw the same rows in full precision."""
         if self.latest is not None and other.latest is not None:
-            product = self.latest.T @ other.latest
-            self.cross = product if self.cross is None else self.cross + product
+            new = [self.latest.T @ self.latest, self.latest.T @ other.latest]
+            half = self.paired % 2
+            if half < len(self.pairs):
+                self.pairs[half] = [total + one for total, one in zip(self.pairs[half], new, strict=True)]
+            else:
+                self.pairs.append(new)
+            self.paired += 1
         self.latest = other.latest = None
 
     def result(self) -> Statistics:
@@ -170,7 +178,8 @@ class Tap:
             rows=torch.cat(self.rows),
             channel_low=self.low,
             channel_high=self.high,
-            cross=None if self.cross is None else self.cross / self.count,
+            cross=sum(cross for _, cross in self.pairs) / self.count if self.pairs else None,  # type: ignore[arg-type]
+            halves=((*self.pairs[0],), (*self.pairs[1],)) if len(self.pairs) == 2 else None,  # type: ignore[arg-type]
         )
 
 

@@ -37,7 +37,7 @@ def test_a_step_that_is_too_large_is_learned_to_be_smaller() -> None:
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
-    # The best clip for a Gaussian in E2M1 reaches 18.9 dB (tests of the search). The straight-through gradient is biased:
-    # it settles where the slope inside the range balances the clipped part, not at the least error.
+    # The best clip for a Gaussian in E2M1 reaches 18.9 dB (tests of the search). The straight-through gradient is
+    # biased: it settles where the slope inside the range balances the clipped part, not at the least error.
     assert 10 * torch.log10(x.square().mean() / errors[-1]) > 18.2
     assert errors[0] > 10 * errors[-1]
