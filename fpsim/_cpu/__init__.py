@@ -5,9 +5,10 @@ from typing import Any
 
 from fpsim._cpu.chains import pairwise, sequential
 from fpsim._cpu.fused import fused
+from fpsim._cpu.grouped import grouped
 from fpsim._cpu.integers import integer
 from fpsim._cpu.rows import Scales
-from fpsim._cpu.steps import grouped, two_stage
+from fpsim._cpu.steps import two_stage
 from fpsim._cpu.wrappers import promoted, split_k
 from fpsim.accumulators import (
     Accumulator,

@@ -30,34 +30,49 @@ def fixed_point(row: Format) -> float | None:
     return 2.0**point if point >= 0 and top_exponent(row) + 1 + point <= 30 else None
 
 
-def bounds(
+def of_fused(
     x: Array, ex: Array, y: Array, ey: Array, a: Format, b: Format, kind: FusedDot, plan: vector.VectorPlan
 ) -> Bounds | None:
-    """The bounds of two unpacked operands; None where nothing would certify."""
+    """Of a fused dot product's unpacked operands (y and ey in panels); None where nothing would certify."""
     left, right = fixed_point(a), fixed_point(b)
     if left is None or right is None or plan.half or plan.narrow or scalar_format(kind.output).mantissa_bits != 23:
         return None
-    depth, steps, panels = x.shape[1], x.shape[1] // plan.step, len(y) // max(x.shape[1], 1)
+    return bounds(x, ex, left, y, ey, right, plan.step, plan.fraction_bits, plan.zero_exponent)
+
+
+def bounds(
+    x: Array,
+    ex: Array,
+    left: float,
+    y: Array,
+    ey: Array,
+    right: float,
+    step: int,
+    fraction_bits: int,
+    zero_exponent: int,
+) -> Bounds | None:
+    """Of values x (M, K) and y (panels * K, PANEL), which `left` and `right` make int32 of, and of their exponents."""
+    depth, steps, panels = x.shape[1], x.shape[1] // step, len(y) // max(x.shape[1], 1)
     units, tops = (np.empty(len(x), np.int32) for _ in range(2))
     norms_x = np.empty((len(x), steps), np.float32)
-    one = (x, ex, plan.step, np.float32(left), units, tops, norms_x)
+    one = (x, ex, step, np.float32(left), units, tops, norms_x)
     _jit.parallel(lambda i, j: certified.row_bounds(*one, i, j), len(x), 16)
     panel_units, panel_tops = (np.empty(panels, np.int32) for _ in range(2))
     panel_norms = np.empty((steps, panels), np.float32)
-    other = (y, ey, depth, plan.step, np.float32(right), panel_units, panel_tops, panel_norms)
+    other = (y, ey, depth, step, np.float32(right), panel_units, panel_tops, panel_norms)
     _jit.parallel(lambda i, j: certified.panel_bounds(*other, i, j), panels)
     starts = np.arange(0, panels, vector.COLUMNS // PANEL)
     units_x = (units / left).astype(np.float32)
     units_y = (np.minimum.reduceat(panel_units, starts) / right).astype(np.float32)
-    # 2**(U + F) against 2**E, in float64, where powers of two are exact
-    reach = np.outer(units_x.astype(np.float64), units_y) * 2.0**plan.fraction_bits
+    # 2**(U + F) against 2**E, in float64, where these powers of two are exact
+    reach = np.outer(units_x.astype(np.float64), units_y) * 2.0**fraction_bits
     largest = np.exp2(np.add.outer(tops, np.maximum.reduceat(panel_tops, starts)).astype(np.float64))
-    holds = np.maximum(largest, 2.0**plan.zero_exponent) <= reach
+    holds = np.maximum(largest, 2.0**zero_exponent) <= reach
     if not holds.any():
         return None
     # Sums of `step` squares in float32 are short by at most step * 2**-24 of themselves, their roots by half of that;
     # two such bounds are multiplied in float32: step + 1 units of 2**-23 cover it all.
-    slack = np.float32(1 + (plan.step + 1) * 2.0**-23)
+    slack = np.float32(1 + (step + 1) * 2.0**-23)
     return Bounds(
         certified=holds,
         units_x=units_x,

@@ -10,7 +10,7 @@ from functools import cache, cached_property
 import numpy as np
 
 from fpsim import _jit
-from fpsim._cpu.bounds import bounds
+from fpsim._cpu.bounds import of_fused
 from fpsim._cpu.plans import fused_plan, small_exponents, vector_plan
 from fpsim._cpu.rows import Scales, rows
 from fpsim._cpu.steps import exact, scaled_exponents
@@ -69,7 +69,7 @@ class FusedProduct:
         self.x, self.ex = self._pad(x, 1, 0, plan.step), self._pad(ex, 1, mark, plan.step)
         self.y = panels.pack(self._pad(y, 0, 0, plan.step))
         self.ey = panels.pack(self._pad(ey, 0, mark, plan.step), mark)
-        self.bounds = bounds(self.x, self.ex, self.y, self.ey, spec.a, spec.b, kind, plan)
+        self.bounds = of_fused(self.x, self.ex, self.y, self.ey, spec.a, spec.b, kind, plan)
 
     def _pad(self, array: Array, axis: int, fill: int, step: int) -> Array:
         """Every `terms` of K, and what is left of it, followed by zeros up to `step`."""

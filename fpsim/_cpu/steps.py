@@ -84,11 +84,6 @@ def two_stage_plan(spec: MatmulSpec, kind: TwoStageDot) -> TwoStage:
     )
 
 
-def grouped(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: GroupedDot, scales: Scales | None) -> None:
-    operands = grouped_operands(a, b, spec, kind, scales)
-    rows(lambda i, j: products.grouped(*operands, c, i, j), c, a.shape[1])
-
-
 def grouped_operands(
     a: Array, b: Array, spec: MatmulSpec, kind: GroupedDot, scales: Scales | None
 ) -> tuple[Array, Array, Array, Array, Array, Array, Grouped]:

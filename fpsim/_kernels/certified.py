@@ -136,6 +136,32 @@ def fused_certified(
 
 
 @kernel
+def chained_certified(x, y, step, fraction_bits, c, certified, units_x, units_y, norms_x, norms_y, start, stop):
+    """The same for engines without a truncating vector kernel: a row and tile whose certificate fails is left as it is
+    (garbage), its entry in `certified` cleared. x, y : float32 values with their scales, y in panels."""
+    near_row = np.empty(COLUMNS, np.float32)
+    reach = np.float32(2.0 ** (fraction_bits + 1))
+    for tile in range(certified.shape[1]):
+        first, last = tile * COLUMNS, min((tile + 1) * COLUMNS, c.shape[1])
+        near = near_row[: last - first]
+        for i in range(start, stop):
+            unit = np.float32(units_x[i] * units_y[tile])
+            certified[i, tile] &= starts_certified(c[i, first:last], unit, np.float32(unit * reach))
+        for k in range(0, x.shape[1], step):
+            for i in range(start, stop):
+                if not certified[i, tile]:
+                    continue
+                unit = np.float32(units_x[i] * units_y[tile])
+                bound = np.float32(norms_x[i, k // step] * norms_y[k // step, tile])
+                if bound < unit * np.float32(16777216):
+                    sum_products(x, i, k, y, first, step, near)
+                    most = float_of(add_toward_zero(c[i, first:last], near))
+                    certified[i, tile] = most < np.float32(unit * reach)
+                else:
+                    certified[i, tile] = False
+
+
+@kernel
 def row_bounds(x, ex, step, fixed, units, tops, norms, start, stop):
     """For rows of x: the lowest set bit of any value, the largest exponent, and the norm of each step, squared.
 

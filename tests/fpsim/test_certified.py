@@ -1,5 +1,6 @@
 """Certificates that nothing is truncated: the same bits as the truncating kernels, and none given one step too far."""
 
+import importlib
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 
 import fpsim
 from fpsim._cpu.fused import FusedProduct
+from fpsim._cpu.steps import grouped_operands
+from fpsim._kernels import products
 from fpsim.gemm import RESULT_DTYPES
 from fpsim.spec import MatmulSpec
 from tests.strategies import DISTRIBUTIONS, assert_same_bits, bits, cancelling
@@ -133,3 +136,65 @@ def test_scaled_values_do_not_certify_and_are_right_all_the_same() -> None:
     a, b = (fpsim.encode(rng.standard_normal(shape) * 100, "e4m3") for shape in ((6, 256), (256, 40)))
     _, used = both(a, b, TCGEN05)
     assert used == 0
+
+
+# -- block-scaled FP4 ---------------------------------------------------------------------------------------------
+
+
+def fp4(scale: str, block: int) -> MatmulSpec:
+    return fpsim.engine("rtx-blackwell/mma-mxf4nvf4", a="e2m1", b="e2m1", out="f32", scale=scale, block=block)
+
+
+def grouped_both(
+    a: np.ndarray, b: np.ndarray, spec: MatmulSpec, sa: np.ndarray, sb: np.ndarray, c: np.ndarray | None = None
+) -> float:
+    """Check the product against the scalar kernel; the share of rows and tiles that were certified."""
+    module = importlib.import_module("fpsim._cpu.grouped")
+    shape = (len(a), b.shape[1])
+    start = np.zeros(shape, np.float32) if c is None else c
+    plain = start.copy().view(np.int32)
+    products.grouped(*grouped_operands(a, b, spec, spec.accumulator, (sa, sb)), plain, 0, len(a))
+    got = fpsim.matmul(a, b, spec, c=start, a_scale=sa, b_scale=sb)
+    assert_same_bits(got.view(np.int32), plain, spec.scale)
+    held = start.copy().view(np.int32)
+    return float(module._certified(a, b, held, spec, spec.accumulator, (sa, sb)).mean())
+
+
+@pytest.mark.parametrize(("scale", "block"), [("ue4m3", 16), ("e8m0", 32), ("e8m0", 16)])
+def test_block_scaled_fp4_has_the_same_bits(scale: str, block: int) -> None:
+    rng, spec = np.random.default_rng(5), fp4(scale, block)
+    for depth, columns in ((192, 150), (100, 3)):
+        blocks = -(-depth // block)
+        a, b = (rng.integers(0, 16, shape).astype(np.uint8) for shape in ((7, depth), (depth, columns)))
+        a[1], a[2, :64] = 0, 0
+        low, high = {"ue4m3": (0x68, 0x78), "e8m0": (126, 129)}[scale]
+        near = [rng.integers(low, high, s).astype(np.uint8) for s in ((7, blocks), (blocks, columns))]
+        assert grouped_both(a, b, spec, *near) == 1.0
+        near[0][3, 0], near[1][1, 1] = 0, 0  # ue4m3: zero; e8m0: 2**-127
+        grouped_both(a, b, spec, *near)
+        for c in (rng.standard_normal((7, columns)) * 1e3, rng.integers(-9, 9, (7, columns)) * 64.0):
+            grouped_both(a, b, spec, *near, c.astype(np.float32))
+        wild = [rng.integers(0, 256, s).astype(np.uint8) for s in ((7, blocks), (blocks, columns))]
+        grouped_both(a, b, spec, *wild)  # NaN among them
+        for part in wild:
+            part[part & 0x7F == 0x7F] = 1
+        grouped_both(a, b, spec, *wild)
+
+
+def test_the_boundary_of_the_scales() -> None:
+    """Groups whose scales' exponents differ: with the last bit at 2**(e - 2 - 6), F = 35 holds a spread of 27."""
+    spec = fp4("ue4m3", 16)
+    a, b = np.zeros((1, 64), np.uint8), np.zeros((64, 1), np.uint8)
+    a[0, 0], b[0, 0], a[0, 16], b[16, 0] = 1, 1, 2, 2  # 0.5 * 0.5, in the small group; 1 * 1 in the large one
+    small = 0x09  # 1.125 * 2**-6: the square has its last bit at 2**(-12 - 6)
+    for large, spread in ((0x70, 26), (0x78, 28)):
+        sa, sb = np.full((1, 4), large, np.uint8), np.full((4, 1), large, np.uint8)
+        sa[0, 0] = sb[0, 0] = small
+        top = fpsim.decode(np.uint8(large), "ue4m3").item() ** 2
+        c = np.full((1, 1), -top, np.float32)
+        share = grouped_both(a, b, spec, sa, sb, c)
+        got = fpsim.matmul(a, b, spec, c=c, a_scale=sa, b_scale=sb)
+        assert_same_bits(got, fpsim.matmul(a, b, spec, c=c, a_scale=sa, b_scale=sb, backend="reference"))
+        exact = 0.25 * (1.125 * 2.0**-6) ** 2
+        assert (got.item() == exact) == (spread <= 27)
+        assert share == 0.0  # sums near 2**14 or more beside 2**-20 are past float32's 24 bits: not tried
