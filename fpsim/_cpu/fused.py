@@ -20,7 +20,7 @@ from fpsim._kernels.lanes import LANES
 from fpsim._operands import unpack
 from fpsim.accumulators import FusedDot
 from fpsim.codec import Array, decode
-from fpsim.formats import Format
+from fpsim.formats import Format, scalar_format
 from fpsim.reference import ENGINE_NAN
 from fpsim.spec import MatmulSpec
 
@@ -37,7 +37,8 @@ class FusedProduct:
         self.depth, self.terms = a.shape[1], kind.terms or a.shape[1]
         self.operands, self.spec, self.scales = (a, b), spec, scales
         self.plan = fused_plan(kind, spec.a, spec.b, self.terms)
-        self.vector = None if scales is not None else vector_plan(kind, spec.a, spec.b, self.terms)
+        self.small = scales is None and small_exponents(spec.a, spec.b)
+        self.vector = vector_plan(kind, spec.a, spec.b, self.terms, self.small)
         self.certified_steps = 0
         if self.vector is not None:
             self._prepare(a, b, spec, kind, self.vector)
@@ -55,12 +56,18 @@ class FusedProduct:
 
     def _prepare(self, a: Array, b: Array, spec: MatmulSpec, kind: FusedDot, plan: vector.VectorPlan) -> None:
         """float32 values and exponents with K padded step by step, and the rows and columns that do not qualify."""
-        small = small_exponents(spec.a, spec.b)
-        mark = -64 if small else -10000
+        small, mark = self.small, -64 if self.small else -10000
         self.none = np.int8(-128) if small else np.int16(-30000)
         low = -1000 if small else plan.lowest // 2
         x, y = decode(a, spec.a), decode(b, spec.b)
-        ex, ey = (exponents(codes, row, small, mark, low) for codes, row in ((a, spec.a), (b, spec.b)))
+        if self.scales is None:
+            ex, ey = (exponents(codes, row, small, mark, low) for codes, row in ((a, spec.a), (b, spec.b)))
+        else:  # powers of two: they move the values, and the exponents with them
+            _, of_x, _, of_y = self.unpacked
+            ex, ey = (_marked(e, small, mark, low) for e in (of_x, np.ascontiguousarray(of_y.T)))
+            with np.errstate(over="ignore"):  # rows and columns where that happens are marked BAD
+                x = x * scale_values(self.scales[0], spec, 1, x.shape)
+                y = y * scale_values(self.scales[1], spec, 0, y.shape)
         self.bad_rows, self.bad_columns = (ex == BAD).any(axis=1), (ey == BAD).any(axis=0)
         if self.bad_rows.any():
             x[self.bad_rows], ex[self.bad_rows] = 0, mark
@@ -69,7 +76,8 @@ class FusedProduct:
         self.x, self.ex = self._pad(x, 1, 0, plan.step), self._pad(ex, 1, mark, plan.step)
         self.y = panels.pack(self._pad(y, 0, 0, plan.step))
         self.ey = panels.pack(self._pad(ey, 0, mark, plan.step), mark)
-        self.bounds = of_fused(self.x, self.ex, self.y, self.ey, spec.a, spec.b, kind, plan)
+        scaled = self.scales is not None
+        self.bounds = None if scaled else of_fused(self.x, self.ex, self.y, self.ey, spec.a, spec.b, kind, plan)
 
     def _pad(self, array: Array, axis: int, fill: int, step: int) -> Array:
         """Every `terms` of K, and what is left of it, followed by zeros up to `step`."""
@@ -139,6 +147,12 @@ def exponents(codes: Array, row: Format, small: bool, mark: int, low: int) -> Ar
     source, flat = codes.reshape(-1), out.reshape(-1)
     _jit.parallel(lambda i, j: cpu.look_up(source, table, len(table) - 1, flat, i, j), source.size, 1 << 16)
     return out
+
+
+def scale_values(scales: Array, spec: MatmulSpec, axis: int, shape: tuple[int, ...]) -> Array:
+    """The value of each element's block scale."""
+    values = decode(scales, scalar_format(spec.scale or "e8m0")).astype(np.float32)
+    return np.repeat(values, spec.block or 1, axis=axis)[: shape[0], : shape[1]]
 
 
 @cache

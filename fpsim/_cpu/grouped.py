@@ -78,7 +78,8 @@ def _scaled(codes: Array, row: Format, scales: Array, spec: MatmulSpec, step: in
     fits = most + 1 + top_exponent(row) + 1 + point <= 30 and abs(point) <= 60
     length = spec.block or 1
     steps = np.repeat(np.where(used, powers, -1000).astype(np.int16), length, axis=1)[:, : codes.shape[1]]
-    values = decode(codes, row) * np.repeat(whole, length, axis=1)[:, : codes.shape[1]]
+    with np.errstate(over="ignore"):  # then it does not fit either
+        values = decode(codes, row) * np.repeat(whole, length, axis=1)[:, : codes.shape[1]]
     steps = np.where(values == 0, np.int16(-1000), steps)
     x = np.pad(values, ((0, 0), (0, pad)))
     return x, np.pad(steps, ((0, 0), (0, pad)), constant_values=-1000), 2.0**point if fits else None

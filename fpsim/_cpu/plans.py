@@ -87,8 +87,11 @@ def narrow_plan(output: str, rounding: str, overflow: str = "infinity", *, flush
     )
 
 
-def vector_plan(kind: FusedDot, a: Format, b: Format, terms: int) -> vector.VectorPlan | None:
-    """The plan for the vector kernels, or None where they would not be exact (the scalar kernel then does it all)."""
+def vector_plan(kind: FusedDot, a: Format, b: Format, terms: int, small: bool) -> vector.VectorPlan | None:
+    """The plan for the vector kernels, or None where they would not be exact (the scalar kernel then does it all).
+
+    small : exponents are int8, see `small_exponents`.
+    """
     if kind.fraction_bits is None or kind.fraction_bits > 26 or a.mantissa_bits + b.mantissa_bits + 2 > 24:
         return None
     row, fraction_bits = scalar_format(kind.output), kind.fraction_bits
@@ -101,7 +104,7 @@ def vector_plan(kind: FusedDot, a: Format, b: Format, terms: int) -> vector.Vect
         step=-(-terms // vector.GROUP) * vector.GROUP,
         fraction_bits=fraction_bits,
         zero_exponent=-1000 if kind.zero_exponent is None else kind.zero_exponent,
-        lowest=a.minimum_exponent + b.minimum_exponent if small_exponents(a, b) else low // 2 * 2,
+        lowest=a.minimum_exponent + b.minimum_exponent if small else low // 2 * 2,
         low=low,
         keep=-(1 << ((23 if narrow else 52) - row.mantissa_bits)),
         narrow=narrow,
