@@ -3,6 +3,8 @@
 The public names load on first use, so that `import analysis` (and with it the command line) needs neither torch nor
 pandas. Some of them share their name with the module they live in: `analysis.trace` is the function, whether or not
 the module `analysis.trace` was imported before; `from analysis.trace import ...` reaches the module as always.
+
+Importing this package is enough for diffusers to load quantized pipelines that it saved, see `analysis.backend`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import importlib
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from analysis.backend import announce
 
 if TYPE_CHECKING:
     from analysis.experiment import Experiment as Experiment
@@ -52,6 +56,9 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
+
+
+announce()
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,8 @@
 """Quantized pipelines on disk: the same images come back, from files that are small."""
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -97,6 +99,25 @@ def test_quantizing_while_loading(tmp_path: Path) -> None:
             UNet2DConditionModel.from_pretrained(
                 tmp_path, subfolder="unet", quantization_config=FpsimConfig("fp8-w8a8"), dtype=torch.float32
             )
+
+
+@pytest.mark.parametrize("order", ["import analysis, diffusers", "import diffusers, analysis"])
+def test_importing_the_package_is_enough_to_load(tmp_path: Path, order: str) -> None:
+    made = quantize(unet_pipeline(), "mxfp4")
+    made.save_pretrained(tmp_path)
+    program = (
+        f"{order}, torch; "
+        f"pipe = diffusers.DiffusionPipeline.from_pretrained({str(tmp_path)!r}, dtype=torch.float32); "
+        "print(type(pipe.unet.conv_in).__name__, float(pipe.unet.conv_in.weight.sum()))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["QuantizedConv2d", str(float(made.unet.conv_in.weight.sum()))]
+
+
+def test_importing_the_package_imports_neither_torch_nor_diffusers() -> None:
+    program = "import analysis, sys; print(sorted({'torch', 'diffusers', 'numba'} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
 
 
 def test_checkpoints_that_do_not_fit_are_one_clear_line(tmp_path: Path) -> None:
