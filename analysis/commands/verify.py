@@ -33,7 +33,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="dot products to compare per instruction, such as 1e9 on a GPU (default 2e5)",
     )
     parser.add_argument(
-        "--shapes", type=_shape, nargs="+", metavar="MxNxK", help="products to ask of libraries, instead of the grid"
+        "--shapes",
+        type=_shape,
+        nargs="+",
+        metavar="MxNxK",
+        help="products to ask of libraries (default: a grid of 21 shapes, 7 of them below 1e7 outputs)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the inputs (default 0)")
     parser.add_argument("--capture", type=Path, metavar="FILE", help="write golden vectors (.npz) instead of comparing")
@@ -55,7 +59,7 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 def run(options: argparse.Namespace) -> int:
     from fpsim.silicon import golden, record
-    from fpsim.silicon.library import SHAPES
+    from fpsim.silicon.library import QUICK, SHAPES
     from fpsim.silicon.verify import names, verify
 
     if not 1 <= options.outputs <= 1e12:
@@ -74,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
 
-    shapes = options.shapes or SHAPES
+    shapes = options.shapes or (SHAPES if options.outputs >= 1e7 else QUICK)
     results = verify(options.engines or None, int(options.outputs), options.seed, progress, shapes)
     if options.record is not None:
         ran = f"{command} --outputs {options.outputs:g} --seed {options.seed}"

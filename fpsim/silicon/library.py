@@ -58,6 +58,7 @@ SHAPES = (
 )
 
 
+QUICK = SHAPES[::3]  #: some of every sort
 OUTPUTS = ("f32", "bf16", "f16")
 SPECIALS = 128  #: longest K for random bits: beyond it every sum has met a NaN
 
