@@ -415,6 +415,7 @@ def grouped(element: str, group: int, scale: str = "f16") -> BlockFormat:
     )
 
 
+#: MSFP-n names exponent (8) + sign + mantissa bits; boxes of 16. The paper leaves the rounding open: nearest even here.
 _MSFP = "Rouhani et al., Pushing the Limits of Narrow Precision Inferencing ... with Microsoft Floating Point (2020)"
 
 

@@ -198,3 +198,20 @@ def test_the_boundary_of_the_scales() -> None:
         exact = 0.25 * (1.125 * 2.0**-6) ** 2
         assert (got.item() == exact) == (spread <= 27)
         assert share == 0.0  # sums near 2**14 or more beside 2**-20 are past float32's 24 bits: not tried
+
+
+def test_block_scaled_fp8_as_vectors_has_the_same_bits() -> None:
+    """Scales move values and exponents; random ones too, where rows and columns leave what float32 can scale."""
+    rng = np.random.default_rng(6)
+    spec = fpsim.engine("rtx-blackwell/mma-mxf8f6f4", a="e4m3", b="e5m2", out="f32", scale="e8m0", block=32)
+    a, b = DISTRIBUTIONS["bits"](rng, spec.a, (6, 70)), DISTRIBUTIONS["normal"](rng, spec.b, (70, 33))
+    for low, high in ((124, 131), (0, 256), (60, 200)):
+        scales = tuple(rng.integers(low, high, shape).astype(np.uint8) for shape in ((6, 3), (3, 33)))
+        got, plain = (rng.standard_normal((6, 33)).astype(np.float32).view(np.int32) for _ in range(2))
+        plain[:] = got
+        product = FusedProduct(a, b, spec, spec.accumulator, scales)
+        assert product.vector is not None
+        product.run(got, 0, 70)
+        product.vector = None
+        product.run(plain, 0, 70)
+        assert_same_bits(got, plain, f"{low} {high}")
