@@ -56,7 +56,9 @@ def kernel(function: F) -> F:
 def threads() -> int:
     """Cores this process may use; FPSIM_THREADS overrides."""
     wanted = os.environ.get("FPSIM_THREADS")
-    return max(1, int(wanted)) if wanted else len(os.sched_getaffinity(0))
+    if wanted and not (wanted.isdecimal() and int(wanted)):
+        raise ValueError(f"FPSIM_THREADS is {wanted!r}; allowed: a number of threads, 1 or more")
+    return int(wanted) if wanted else len(os.sched_getaffinity(0))
 
 
 @cache

@@ -54,6 +54,8 @@ def encode(
     policy = named.overflow_for(row.name) if overflow is None else find_overflow(overflow)
     values = real_array(x)
     codes = _output(out, values.shape, np.dtype(row.code_dtype))
+    if out is not None and np.may_share_memory(values, out):
+        values = values.copy()  # codes are not as wide as values: writing them would run ahead of reading
     words = _random_words(how, random, random_bits, values.shape)
     flat, target = values.reshape(-1), codes.reshape(-1)
     if row.kind == "int":
@@ -180,30 +182,38 @@ def as_codes(codes: npt.ArrayLike, row: Format, name: str = "codes") -> Array:
     same = ML_DTYPES.get(array.dtype.name)
     if same == row.name or (same == "f32" and row.kind == "float" and row.shift and wanted == np.uint32):
         return np.ascontiguousarray(array).reshape(array.shape).view(wanted)
-    if array.dtype.kind not in "iu" or (
-        row.kind == "float" and array.dtype.kind == "i" and array.size and array.min() < 0
-    ):
+    if array.dtype.name == row.name and row.kind == "int":  # the int2, int4, ... of ml_dtypes, one per byte
+        array = array.astype(wanted)
+    if array.dtype.kind not in "iu":
         raise ValueError(
             f"{name} has dtype {array.dtype}, but codes of {row.name!r} are {wanted}"
             + (" (or an array of that float type)" if row.kind == "float" else "")
         )
-    if array.size and (row.bits + row.shift < 8 * array.dtype.itemsize or array.dtype.kind != wanted.kind):
-        low, high = (
-            (int(row.min * 2**row.bias), row.max_code) if row.kind == "int" else (0, (1 << row.bits + row.shift) - 1)
-        )
-        least, most = int(array.min()), int(array.max())
-        if least < low or most > high:
-            bad = least if least < low else most
-            where = tuple(int(i) for i in np.unravel_index(int(np.argmax(array == bad)), array.shape))
+    least, most = _code_range(row)
+    room = np.iinfo(array.dtype)
+    if array.size and (room.min < least or room.max > most):
+        low, high = int(array.min()), int(array.max())
+        if low < least or high > most:
+            bad = low if low < least else high
+            where = [int(i) for i in np.unravel_index(int(np.argmax(array == bad)), array.shape)]
             raise ValueError(
-                f"{name}{list(where)} is {bad}, which is not a code of {row.name!r} (allowed: {low} to {high})"
+                f"{name}{where or ''} is {bad}, which is not a code of {row.name!r} (allowed: {least} to {most})"
             )
     return np.ascontiguousarray(array, dtype=wanted).reshape(array.shape)
+
+
+def _code_range(row: Format) -> tuple[int, int]:
+    """The smallest and the largest code."""
+    if row.kind == "int":
+        return int(row.min * 2**row.bias), row.max_code
+    return 0, row.max_code if row.kind == "codebook" else (1 << row.bits + row.shift) - 1
 
 
 def _output(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if out is None:
         return np.empty(shape, dtype)
+    if not isinstance(out, np.ndarray):
+        raise ValueError(f"out is a {type(out).__name__}; it must be a numpy array, {dtype}{list(shape)}")
     if out.shape != shape or out.dtype != dtype:
         raise ValueError(f"out is {out.dtype}{list(out.shape)}; it must be {dtype}{list(shape)}")
     if not out.flags.c_contiguous or not out.flags.writeable:

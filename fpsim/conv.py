@@ -62,6 +62,7 @@ def conv2d(
         kernel_last = order == "channel-row-column"
         geometry = (rows, columns), (sh, sw), (ph, pw), (dh, dw), groups, pad_code, kernel_last
         return entry.conv2d(x, w, spec, *geometry, result_dtype(container(spec.accumulator.output).name))
+    as_codes(np.asarray(pad_code), spec.a, "pad_code")
     padded = np.pad(images, ((0, 0), (0, 0), (ph, ph), (pw, pw)), constant_values=pad_code)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (dh * (kh - 1) + 1, dw * (kw - 1) + 1), axis=(2, 3))
     windows = windows[:, :, ::sh, ::sw, ::dh, ::dw]  # (N, C, H', W', KH, KW)

@@ -65,8 +65,10 @@ def matmul(
     Operands on a GPU give a result there: a torch tensor if a is one, else a Numba device array.
 
     Raises ValueError for shapes, dtypes, codes or scales that do not fit, OverflowError for an integer accumulator with
-    overflow="error" that leaves its range.
+    overflow="error" that leaves its range, MemoryError for a product that does not fit.
     """
+    if not isinstance(spec, MatmulSpec):
+        raise ValueError(f"spec is {spec!r}; allowed: a MatmulSpec, such as fpsim.engine(name, a, b) makes")
     if chosen_backend(backend, a, b, c) == "device":
         if out is not None:
             raise ValueError("out= is for host arrays; results of arrays on a GPU are new arrays on the GPU")
@@ -207,6 +209,8 @@ def _finish(result: Array, held: Format, spec: MatmulSpec, out: Array | None) ->
         result = encode(_values(result, held), spec.out, conversion="ocp-nonsat").view(result_dtype(spec.out))
     if out is None:
         return result
+    if not isinstance(out, np.ndarray):
+        raise ValueError(f"out is a {type(out).__name__}; it must be a numpy array")
     if out.shape != result.shape or out.dtype != result.dtype or not out.flags.writeable:
         raise ValueError(
             f"out is {out.dtype}{list(out.shape)}; it must be writeable {result.dtype}{list(result.shape)}"
