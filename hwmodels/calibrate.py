@@ -31,6 +31,7 @@ from .measured import (
     modelled_quantize,
     quantize_measurements,
 )
+from .parameters import PARAMETERS
 from .roofline import Floats
 
 #: devices whose measurements are fitted: the Hopper one counts most, being nearest to the H200 the goals are stated for
@@ -145,7 +146,7 @@ def unseen_device(name: str) -> Error:
     return error(data, "device left out", parameters)
 
 
-def save(parameters: gpu.Parameters, path: Path = gpu.PARAMETERS) -> None:
+def save(parameters: gpu.Parameters, path: Path = PARAMETERS) -> None:
     """Write parameters as TOML, six significant digits."""
     lines = [
         "# Parameters of hwmodels/gpu.py, one set for all devices, fitted by hwmodels/calibrate.py on measurements/.",

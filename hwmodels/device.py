@@ -83,6 +83,8 @@ class Device:
     units: how many compute units (SMs, cores, tiles) the rates cover; clocks: named, in hertz.
     power: board or package power limit in watts, None if unpublished.
     vector: rate of the ordinary float32 units where the float32 rate is that of the matrix engine.
+    calibration: parameters of the GPU model (`gpu.Parameters`) measured on this device instead of the global ones;
+    empty for shipped devices, which share one set.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Device:
     vector: Quantity | None = None
     sources: Mapping[str, Source] = field(default_factory=dict)
     decisions: tuple[str, ...] = ()
+    calibration: Mapping[str, float] = field(default_factory=dict)
 
     def __hash__(self) -> int:
         return hash((self.name, self.dram, self.units, self.power, tuple(self.rates.values())))
@@ -142,6 +145,7 @@ class Device:
             "rates": [_plain(rate) for rate in self.rates.values()],
             "sources": {key: _plain(value) for key, value in self.sources.items()},
             "decisions": list(self.decisions),
+            **({"calibration": dict(self.calibration)} if self.calibration else {}),
         }
 
     def reproduced_peak(self, rate: ComputeRate) -> float | None:

@@ -13,6 +13,7 @@ from fpsim.formats import format as format_row
 
 from ._names import choose
 from .device import ComputeRate, Device, Memory, Quantity, Source
+from .parameters import NAMES as PARAMETER_NAMES
 from .precision import accumulator_name
 from .quantity import convert
 
@@ -161,6 +162,19 @@ def _rates(root: _Table, sources: Mapping[str, Source], clocks: Mapping[str, Qua
     return out
 
 
+def _calibration(root: _Table) -> dict[str, float]:
+    """Parameters of the GPU model fitted to this device's own measurements (`fpsim calibrate` writes them)."""
+    table = root.table("calibration")
+    if table is None:
+        return {}
+    table.taken |= set(PARAMETER_NAMES)
+    table.done()
+    for name, value in table.data.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+            raise table.error(name, f"{value!r}; allowed: a number from 0 to 1e9")
+    return {name: float(value) for name, value in table.data.items()}
+
+
 def parse_device(text: str, name: str, file: str = "") -> Device:
     """The device described by a TOML text.  ValueError names file, key and what is allowed."""
     file = file or f"{name}.toml"
@@ -204,6 +218,7 @@ def parse_device(text: str, name: str, file: str = "") -> Device:
         vector=root.quantity("vector", "rate", sources),
         sources=MappingProxyType(sources),
         decisions=root.texts("decisions") if "decisions" in root.data else (),
+        calibration=MappingProxyType(_calibration(root)),
     )
     root.taken.add("decisions")
     root.done()

@@ -26,7 +26,7 @@ from .fallback import vector_rate
 from .lower import MODES, Mode, Program, program, single
 from .ops import Op
 from .precision import Precision, PrecisionLike, PrecisionMap, Shorthand, kernel_precision, precision_map
-from .pricing import MODELS, Executions, executions_of, find_machine, price_gpu, price_roofline
+from .pricing import MODELS, Executions, executions_of, find_machine, parameters_of, price_gpu, price_roofline
 from .roofline import BOUNDS, NOTE, Times
 from .workload import Workload
 
@@ -218,7 +218,7 @@ def estimate(
     device: str | Device | Path = "h200-sxm",
     mode: Mode = "graph",
     cache: Cache = "warm",
-    model: str = "roofline",
+    model: str = "auto",
 ) -> Estimate:
     """Price `work` in `precision` on `device`.
 
@@ -248,7 +248,7 @@ def estimate(
     if mach is None:
         times = price_roofline(kernels, executions, dev)
     else:
-        times = price_gpu(kernels, executions, mach, warm)
+        times = price_gpu(kernels, executions, mach, parameters_of(dev), warm)
     count = np.bincount(run.which, weights=run.count, minlength=len(kernels))
     total = times.total * count
     bound = times.bound

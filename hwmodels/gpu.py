@@ -22,17 +22,16 @@ multiple of a tile), temperature, other work on the device.  `calibrate.py` fits
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from .device import ComputeRate, Device
+from .parameters import Parameters as Parameters
+from .parameters import load as load
 from .roofline import Floats, Times
 
 #: tiles libraries ship, (rows, columns), and the ways they cut k
@@ -60,59 +59,6 @@ DEFAULT_ENGINE = "mma"
 #: base / boost assumed where no base clock is published: the SXM modules that publish one lie at 0.87 to 0.90
 DEFAULT_RATIO = 0.9
 DEFAULT_CLOCK = 1.8e9  # assumed where no clock is published at all; it only scales the cycles of prologues and L2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parameters:
-    """The global parameters, one set for all devices (values: fitted by `calibrate.py` on hwmodels/measurements).
-
-    Times in seconds, prologues in SM cycles, loads in bytes per clock and SM, the rest are fractions.  Efficiencies are
-    relative to the rate at the sustained clock; attention's may exceed 1, since it draws less power than a product.
-    mma, wgmma and tcgen05 are the ways a generation feeds its tensor cores (`ENGINES`).
-    """
-
-    fixed: float
-    efficiency_mma: float
-    efficiency_wgmma: float
-    efficiency_tcgen05: float
-    prologue_mma: float
-    prologue_wgmma: float
-    prologue_tcgen05: float
-    store_bytes: float
-    load_bytes: float
-    l2_bytes: float
-    l2_share: float
-    multicast: float
-    hbm: float
-    tail: float
-    split_traffic: float
-    split_fixed: float
-    throttle: float
-    pointwise_fixed: float
-    pointwise_hbm: float
-    amax_fixed: float
-    amax_hbm: float
-    attention_overlap: float
-    attention_efficiency: float
-
-    def to_dict(self) -> dict[str, float]:
-        """Name -> value."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
-
-
-PARAMETERS = Path(__file__).parent / "gpu_parameters.toml"
-
-
-@lru_cache(maxsize=8)
-def load(path: Path = PARAMETERS) -> Parameters:
-    """The fitted parameters; ValueError names one that is missing or unknown."""
-    with path.open("rb") as file:
-        values = tomllib.load(file)
-    known = {item.name for item in fields(Parameters)}
-    wrong = sorted(known ^ values.keys())
-    if wrong:
-        raise ValueError(f"{path.name}: {', '.join(wrong)} missing or unknown; allowed: {', '.join(sorted(known))}")
-    return Parameters(**{name: float(value) for name, value in values.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

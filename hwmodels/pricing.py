@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -20,12 +21,17 @@ Executions: TypeAlias = tuple[Execution | None, ...]
 Chosen: TypeAlias = Sequence[tuple[Kernel, Execution | None]]
 
 
+def parameters_of(dev: Device) -> gpu.Parameters:
+    """The global parameters, with what was measured on this device itself put in."""
+    return replace(gpu.load(), **dev.calibration) if dev.calibration else gpu.load()
+
+
 def find_machine(dev: Device, model: str) -> tuple[gpu.Machine | None, str]:
     """The machine of the GPU model (None: roofline), and why not if that was not asked for."""
     if model == "roofline":
         return None, ""
     try:
-        return gpu.machine(dev, gpu.load()), ""
+        return gpu.machine(dev, parameters_of(dev)), ""
     except gpu.NotModelled as error:
         if model == "gpu":
             raise
@@ -60,7 +66,9 @@ def price_roofline(kernels: Sequence[Kernel], executions: Executions, dev: Devic
     )
 
 
-def price_gpu(kernels: Sequence[Kernel], executions: Executions, mach: gpu.Machine, warm: bool) -> Times:
+def price_gpu(
+    kernels: Sequence[Kernel], executions: Executions, mach: gpu.Machine, parameters: gpu.Parameters, warm: bool
+) -> Times:
     """Times of the GPU model: products, attention and the rest in one call each."""
     kinds: dict[str, list[int]] = {"product": [], "attention": [], "pointwise": []}
     for position, kernel in enumerate(kernels):
@@ -68,7 +76,7 @@ def price_gpu(kernels: Sequence[Kernel], executions: Executions, mach: gpu.Machi
         kind = "product" if isinstance(op, Gemm | Conv) else "attention" if isinstance(op, Attention) else "pointwise"
         kinds[kind].append(position)
     parts = [
-        (positions, _PRICERS[kind]([(kernels[p], executions[p]) for p in positions], mach, warm))
+        (positions, _PRICERS[kind]([(kernels[i], executions[i]) for i in positions], mach, parameters, warm))
         for kind, positions in kinds.items()
         if positions
     ]
@@ -83,7 +91,7 @@ def _per_clock(chosen: Chosen, mach: gpu.Machine) -> Floats:
     return _array(gpu.per_clock(e.rate, mach) if e else 1.0 for _, e in chosen)
 
 
-def _products(chosen: Chosen, mach: gpu.Machine, warm: bool) -> Times:
+def _products(chosen: Chosen, mach: gpu.Machine, p: gpu.Parameters, warm: bool) -> Times:
     ops = [k.op for k, _ in chosen]
     gemms = [op.gemm() if isinstance(op, Conv) else op for op in ops]
     widths = np.array([k.precision.widths(k.op) for k, _ in chosen]) / 8
@@ -94,7 +102,7 @@ def _products(chosen: Chosen, mach: gpu.Machine, warm: bool) -> Times:
         k=_array(g.k for g in products),
         rate=_per_clock(chosen, mach),
         mach=mach,
-        parameters=gpu.load(),
+        parameters=p,
         batch=_array(g.batch for g in products),
         read=widths[:, 1],
         weight=np.where([g.parameter for g in products], widths[:, 0], widths[:, 1]),
@@ -108,7 +116,7 @@ def _products(chosen: Chosen, mach: gpu.Machine, warm: bool) -> Times:
     )
 
 
-def _attentions(chosen: Chosen, mach: gpu.Machine, warm: bool) -> Times:
+def _attentions(chosen: Chosen, mach: gpu.Machine, p: gpu.Parameters, warm: bool) -> Times:
     ops = [k.op for k, _ in chosen if isinstance(k.op, Attention)]
     return gpu.attention(
         batch=_array(op.batch for op in ops),
@@ -119,11 +127,11 @@ def _attentions(chosen: Chosen, mach: gpu.Machine, warm: bool) -> Times:
         rate=_per_clock(chosen, mach),
         size=_array(k.bytes for k, _ in chosen),
         mach=mach,
-        p=gpu.load(),
+        p=p,
     )
 
 
-def _pointwise(chosen: Chosen, mach: gpu.Machine, warm: bool) -> Times:
+def _pointwise(chosen: Chosen, mach: gpu.Machine, p: gpu.Parameters, warm: bool) -> Times:
     return gpu.pointwise(
         read=_array(k.bytes for k, _ in chosen),
         written=0.0,
@@ -132,7 +140,7 @@ def _pointwise(chosen: Chosen, mach: gpu.Machine, warm: bool) -> Times:
             float(isinstance(k.op, Reduction) and k.op.function == "amax" and k.members == 1) for k, _ in chosen
         ),
         mach=mach,
-        p=gpu.load(),
+        p=p,
         warm=warm,
     )
 

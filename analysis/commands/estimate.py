@@ -1,10 +1,12 @@
-"""Project the time of one operation or of a whole model on a device.
+"""Project the time of one operation, or of a call of a whole model, on a device.
 
   fpsim estimate gemm 4096 4096 4096 --spec fp8 --device h200-sxm
   fpsim estimate conv2d batch=1 in_channels=320 out_channels=320 height=64 width=64 kernel=3 ...
-  fpsim estimate --model sdxl-base --spec fp8-w8a8 --device h200-sxm
+  fpsim estimate --model sdxl-base --batch 2 --spec fp8 --device h200-sxm --steps 30
+  fpsim estimate --model sd15 --device h200-sxm --trace-out sd15.json     # for ui.perfetto.dev
 
-Nothing runs: the time comes from the device's figures (see `fpsim show h200-sxm`).
+Nothing runs: the time comes from the device's figures (see `fpsim show h200-sxm`)
+and the model of GPUs that is fitted to measured kernels.
 """
 
 from __future__ import annotations
@@ -12,21 +14,27 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from analysis.commands._text import pairs, paragraph, say, say_json
+from analysis.commands._text import pairs, paragraph, say, say_json, table
+from analysis.commands.trace import call_arguments, workload
 
 HELP = "project the time of an operation or a model on a device"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("operation", nargs="*", help="a kind (gemm, conv2d, attention, ...), then its sizes")
-    parser.add_argument("--model", help="price a whole denoiser call instead of one operation")
-    parser.add_argument("--batch", type=int, default=1, help="rows per call, with --model (default 1)")
+    parser.add_argument("--model", help="a model, a pipeline directory, or a workload (.json; .csv: SCALE-Sim)")
+    call_arguments(parser)
+    parser.add_argument("--steps", type=int, metavar="N", help="with --model: also a whole image of N denoise steps")
     parser.add_argument("--spec", default="bf16", help="fp8, int8, nvfp4, w8a16, ... or a scheme (default bf16)")
-    parser.add_argument("--device", required=True, help="a name that `fpsim list devices` prints")
+    parser.add_argument("--device", required=True, help="a name that `fpsim list devices` prints, or a TOML file")
     parser.add_argument("--mode", default="graph", choices=("eager", "graph", "compiled"), help="default: graph")
-    parser.add_argument("--estimator", default="roofline", help="roofline (default), or auto: the best there is")
+    parser.add_argument("--cache", default="warm", choices=("warm", "cold"), help="are activations in L2? (warm)")
+    parser.add_argument("--estimator", default="auto", help="auto (default: the best there is), gpu or roofline")
+    parser.add_argument("--top", type=int, default=0, metavar="N", help="print the N layers that take longest")
+    parser.add_argument("--trace-out", type=Path, metavar="FILE", help="write the timeline (Chrome, Perfetto)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -35,23 +43,51 @@ def run(options: argparse.Namespace) -> None:
 
     if bool(options.operation) == bool(options.model):
         raise ValueError("give an operation with its sizes, or --model NAME: fpsim estimate gemm 4096 4096 4096 ...")
-    subject: Any
-    if options.model:
-        from analysis import registry
-
-        if options.batch < 1:
-            raise ValueError(f"--batch must be at least 1, not {options.batch}")
-        subject = registry.workload(options.model, options.batch)
-    else:
-        subject = parse_operation(options.operation)
+    if options.steps is not None and not options.model:
+        raise ValueError("--steps makes an image, which takes a model: fpsim estimate --model sd15 --steps 30 ...")
+    subject: Any = _model(options) if options.model else parse_operation(options.operation)
     spec = precision(options.spec)
     if not isinstance(spec, str) and not options.model:
         subject = dataclasses.replace(subject, path="layer")  # rules speak of layers; this is one
-    estimate = hwmodels.estimate(subject, spec, device=options.device, mode=options.mode, model=options.estimator)
+    how: dict[str, Any] = {"device": options.device, "mode": options.mode, "model": options.estimator}
+    estimate = hwmodels.estimate(subject, spec, cache=options.cache, **how)
+    image = None if options.steps is None else _image(options, estimate, how)
+    if options.trace_out is not None:
+        from hwmodels.timeline import to_chrome_trace
+
+        options.trace_out.write_text(to_chrome_trace(estimate), encoding="utf-8")
     if options.json:
-        say_json({"device": options.device, "spec": options.spec, "mode": options.mode, **estimate.to_dict()})
+        found = {"device": options.device, "spec": options.spec, "mode": options.mode, **estimate.to_dict()}
+        say_json(found if image is None else {**found, "image": dataclasses.asdict(image)})
         return
-    _print(options, subject, estimate)
+    _print(options, subject, estimate, image)
+
+
+def _model(options: argparse.Namespace) -> Any:
+    """The workload `--model` names: a file, or a call traced now."""
+    from hwmodels.topology import load_scalesim
+    from hwmodels.workload import Workload
+
+    if options.model.endswith(".json"):
+        return Workload.load(options.model)
+    return load_scalesim(options.model) if options.model.endswith(".csv") else workload(options)
+
+
+def _image(options: argparse.Namespace, denoiser: Any, how: dict[str, Any]) -> Any:
+    """The cost of a request: text encoder and decoder of the model, in bf16, beside the denoiser's steps."""
+    import hwmodels
+    from analysis.models import model
+    from hwmodels.image import image_cost
+
+    found = model(options.model)
+    rows = options.batch // (2 if found.guided and options.batch % 2 == 0 else 1)
+    call = argparse.Namespace(**{**vars(options), "batch": rows, "tokens": None})
+    others = {
+        part: hwmodels.estimate(workload(call, part), "bf16", **how)
+        for part in ("vae-decode", "text-encoder")
+        if part in found.parts
+    }
+    return image_cost(denoiser, options.steps, rows, others.get("vae-decode"), others.get("text-encoder"))
 
 
 def precision(name: str) -> Any:
@@ -108,21 +144,40 @@ def _size(name: str, text: str) -> int | str | tuple[int, ...]:
         raise ValueError(f"{name} must be an integer, not {text!r}") from error
 
 
-def _print(options: argparse.Namespace, subject: Any, estimate: Any) -> None:
-    from analysis.units import count, seconds, size
+def _print(options: argparse.Namespace, subject: Any, estimate: Any, image: Any) -> None:
+    from analysis.units import count, digits, seconds, size
 
     name = f"{options.model}, batch {options.batch}" if options.model else f"{subject.kind} {subject.describe()}"
-    say(f"{name} in {options.spec} on {options.device} ({options.mode})")
+    say(f"{name} in {options.spec} on {estimate.device} ({options.mode})")
     say()
-    say(
-        pairs(
-            {
-                "time": f"{seconds(estimate.time_s)} (projected, {estimate.model})",
-                "bound by": estimate.bound,
-                "operations": f"{count(estimate.operations)}, {count(estimate.operations / estimate.time_s, 'op/s')}",
-                "bytes": f"{size(estimate.bytes)}, {count(estimate.bytes / estimate.time_s, 'B/s')}",
-            }
+    lines = {
+        "time": f"{seconds(estimate.time_s)} (projected, {estimate.model})",
+        "bound by": estimate.bound,
+        "operations": f"{count(estimate.operations)}, {count(estimate.operations / estimate.time_s, 'op/s')}",
+        "bytes": f"{size(estimate.bytes)}, {count(estimate.bytes / estimate.time_s, 'B/s')}",
+    }
+    if estimate.energy_j is not None:
+        lines["energy"] = f"at most {digits(estimate.energy_j)} J"
+    if options.model:
+        fits = {None: "", True: " (fits)", False: " (does not fit)"}[estimate.footprint.fits]
+        lines["memory"] = f"{size(estimate.footprint.total)}{fits}"
+    if image is not None:
+        lines["image"] = (
+            f"{seconds(image.seconds_per_image)}: {image.steps} steps of {seconds(image.step_s)}, text "
+            f"{seconds(image.text_s)}, decoder {seconds(image.decode_s)}; {digits(image.images_per_second)} images/s"
         )
-    )
+    say(pairs(lines))
+    if options.model:
+        kinds = estimate.breakdown.by_kind()
+        say()
+        shares = [(kind, seconds(t), f"{t / estimate.time_s:.1%}") for kind, t in kinds.items()]
+        say(table(shares, ("kernels", "time", "share"), right=(1, 2)))
+    if options.top > 0:
+        rows = sorted(estimate.breakdown.rows(), key=lambda row: -row.time_s)[: options.top]
+        say()
+        listed = [(seconds(row.time_s), row.bound, f"{row.kind} {row.shape}  {row.path}") for row in rows]
+        say(table(listed, ("time", "bound by", "kernel"), right=(0,)))
     for note in estimate.notes:
         say(paragraph(f"note: {note}"))
+    if options.trace_out is not None:
+        say(f"timeline: {options.trace_out} (open it at ui.perfetto.dev)")

@@ -45,7 +45,10 @@ def test_one_row_per_scheme_and_device_the_engine_does_not_price(costs: tuple[Co
 
 
 def test_a_cell_is_the_estimate_times_the_steps(costs: tuple[CostRow, ...]) -> None:
-    expected = hwmodels.estimate(trace("sd15", batch=2), scheme("fp8-w8a8"), device="h200-sxm", mode="graph")
+    cost = plan([]).experiment.cost
+    expected = hwmodels.estimate(
+        trace("sd15", batch=2), scheme("fp8-w8a8"), device="h200-sxm", mode="graph", model=cost.estimator
+    )
     found = cell(costs, "fp8-w8a8", "h200-sxm")
     assert found.time_per_call == expected.time_s
     assert found.time_per_image == 10 * expected.time_s

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -17,11 +18,11 @@ from hwmodels import (
     Precision,
     UnsupportedFormat,
     Workload,
-    estimate,
 )
 from hwmodels.lower import program
 from hwmodels.ops import Quantize
 
+estimate = partial(hwmodels.estimate, model="roofline")
 H200 = hwmodels.device("h200-sxm")
 LARGE = Gemm(m=8192, n=8192, k=8192)
 THIN = Gemm(m=1, n=8192, k=8192)

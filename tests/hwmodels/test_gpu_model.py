@@ -2,16 +2,13 @@
 
 import time
 from dataclasses import fields, replace
-from functools import partial
 
 import numpy as np
 import pytest
 
 import hwmodels
-from hwmodels import Attention, Conv2d, Elementwise, Gemm, Workload, calibrate, errors, gpu, measured
-from hwmodels import estimate as any_estimate
+from hwmodels import Attention, Conv2d, Elementwise, Gemm, Workload, calibrate, errors, estimate, gpu, measured
 
-estimate = partial(any_estimate, model="auto")
 PARAMETERS = gpu.load()
 H100 = gpu.machine(hwmodels.device("h100-sxm"), PARAMETERS)
 BF16 = 4096.0  # operations per SM and clock
