@@ -52,7 +52,7 @@ INSTRUCTIONS = {
     "e4m3": "17 vector instructions per 16 values: read, round, select, narrow, write",
     "e5m2": "the same 17",
     "mxfp4": "per 16 values 10 to round, 11 to find the maximum; one pass",
-    "nvfp4": "per 16 values 12 to round, one a division, 11 for the maximum; two passes: the tensor's maximum comes first",
+    "nvfp4": "per 16 values 12 to round, one a division, 11 for the maximum; two passes, first the tensor's maximum",
     "nvfp4-4over6": "nvfp4, and two candidates' squared errors in float64",
     "int4-g128": "as nvfp4, without a tensor scale",
 }
@@ -256,8 +256,8 @@ def main() -> None:
             f"## Conversions, {options.size} values",
             table(["work", "time", "times a copy", "peers", "where the time goes"], conversions(options.size)),
             f"## Matrix products, {options.n} x {options.n} x {options.n}, every bit as the engine's",
-            "Operands are standard normal values (times 30 for int8). The last column counts vector instructions per 16 "
-            "multiply-accumulates. torch's float32 product, one fused multiply-add each and close to what the "
+            "Operands are standard normal values (times 30 for int8). The last column counts vector instructions per "
+            "16 multiply-accumulates. torch's float32 product, one fused multiply-add each and close to what the "
             "multipliers can do, is the measure of the machine.",
             table(["engine", "time", "GMAC/s", "of torch float32", "where the time goes"], products(options.n)),
             "## First calls",

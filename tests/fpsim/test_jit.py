@@ -63,3 +63,35 @@ def test_errors_in_threads_come_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(ValueError, match="0 "):
         _jit.parallel(fail, 100)
+
+
+SAMPLE = """
+import hashlib, numpy as np, fpsim
+from fpsim import blocks
+x, made = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32), []
+for name in ("e4m3", "bf16", "e2m1", "e4m3fnuz", "ue4m3", "int8"):
+    made.append(fpsim.encode(x, name))
+for name in ("mxfp4", "nvfp4", "nvfp4-4over6", "int4-g32", "mxint8"):
+    made.append(fpsim.quantize(x, name))
+for engine, scale in (("hopper/wgmma", 1), ("blackwell/tcgen05", 1), ("blackwell/tcgen05", 100)):
+    made.append(fpsim.matmul(*(fpsim.encode(v * scale, "e4m3") for v in (x, x.T)), fpsim.engine(engine, "e4m3")))
+spec = fpsim.engine("rtx-blackwell/mma-mxf4nvf4", "e2m1", "e2m1", "f32", scale="ue4m3", block=16)
+a, b = blocks.encode(x, "nvfp4"), blocks.encode(x.T.copy(), "nvfp4", axis=0)
+made.append(fpsim.matmul(a.codes, b.codes, spec, a_scale=a.scales, b_scale=b.scales))
+print([hashlib.sha256(array.tobytes()).hexdigest() for array in made])
+"""
+
+
+def test_kernels_and_vector_instructions_mean_what_their_python_says() -> None:
+    """The same bits without a compiler, where the vector intrinsics are a few lines of numpy."""
+    compiled, plain = (
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", SAMPLE],
+            env={**os.environ, "NUMBA_DISABLE_JIT": off},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for off in ("0", "1")
+    )
+    assert compiled == plain
