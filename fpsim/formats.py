@@ -24,7 +24,7 @@ arXiv:2206.02915; IEEE SA P3109 interim report (2025).
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
@@ -252,6 +252,17 @@ def finite_float(
     )
 
 
+def free_float(unsigned: str, exponent: str, mantissa: str, bias: str | None) -> Format:
+    """e3m4-finite, ue2m2-finite: every code a number; e3m4-bias5: the same with another bias (any integer).
+
+    A real-valued bias B is `quantize(x, fmt, scale=2**(fmt.bias - B))`.
+    """
+    name = f"{unsigned}e{exponent}m{mantissa}"
+    source = "arXiv:2408.06995: formats and biases searched for per layer"
+    row = finite_float(f"{name}-finite", int(exponent), int(mantissa), signed=not unsigned, source=source)
+    return row if bias is None else replace(row, name=f"{name}-bias{int(bias)}", bias=int(bias))
+
+
 def fnuz_float(name: str, exponent_bits: int, mantissa_bits: int, bias: int, source: str = _FNUZ) -> Format:
     """Finite, NaN in the place of -0."""
     return Format(
@@ -467,6 +478,7 @@ FAMILIES: tuple[tuple[str, Callable[..., Format | BlockFormat]], ...] = (
         r"(u?)int(\d+)(?:\.(\d+))?(-narrow)?",
         lambda u, n, f, narrow: integer(int(n), signed=not u, narrow=bool(narrow), fraction_bits=int(f or 0)),
     ),
+    (r"(u?)e(\d+)m(\d+)(?:-finite|-bias(-?\d+))", free_float),
     (r"bfp(\d+)-b(\d+)", lambda bits, block: block_floating_point(int(bits), int(block))),
     (r"(.+)-g(\d+)(?:-(f16|bf16|f32))?", lambda element, group, scale: grouped(element, int(group), scale or "f16")),
 )
@@ -484,8 +496,8 @@ def format(name: str | Format | BlockFormat) -> Format | BlockFormat:  # noqa: A
     """The row called `name` (case and the fp16/fp32/fp64 aliases are forgiven; a row passes through).
 
     Parametric names need no row: binary8p4se (any P3109 format), int8.4 (fixed point), int8-narrow (symmetric),
-    bfp6-b16 (block floating point), and any scalar format in groups, <element>-g<length>[-f16|-bf16|-f32]: int3-g128,
-    e2m1-g32-bf16.
+    e3m4-finite and e3m4-bias5 (no Inf or NaN, any bias), bfp6-b16 (block floating point), and any scalar format in
+    groups, <element>-g<length>[-f16|-bf16|-f32]: int3-g128, e2m1-g32-bf16.
 
     Raises ValueError, naming the nearest row, for an unknown name.
     """
