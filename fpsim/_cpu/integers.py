@@ -4,7 +4,7 @@ import numpy as np
 
 from fpsim import certificates
 from fpsim._cpu.rows import Scales, rows
-from fpsim._kernels import products
+from fpsim._kernels import integers, products
 from fpsim.accumulators import IntegerAccumulator
 from fpsim.codec import Array
 from fpsim.formats import Format
@@ -27,14 +27,20 @@ def integer(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: IntegerAccumul
     if simple and largest_product(spec.a, spec.b) + kind.high < 2**31:
         rows(lambda i, j: products.integer_saturate(a, b, kind.low, kind.high, c, i, j), c, a.shape[1])
         return
-    plan = integer_plan(kind)
-    failed = np.full((c.shape[0], 3), -1, np.int64)
+    x, y, plan = a, b, integer_plan(kind)
     if kind.order == "pairwise":
         pad = -a.shape[1] % kind.step
         x, y = np.pad(a, ((0, 0), (0, pad))), np.pad(b, ((0, pad), (0, 0)))
-        rows(lambda i, j: products.integer_tree(x, y, plan, c, failed, i, j), c, a.shape[1])
-    else:
-        rows(lambda i, j: products.integer_wide(a, b, plan, c, failed, i, j), c, a.shape[1])
+    if kind.overflow != "error":
+        run = integers.trees if kind.order == "pairwise" else integers.steps
+        widest = max(largest_product(spec.a, spec.b) * kind.step, kind.high + 1)
+        word = np.empty(0, np.int32 if kind.bits <= 31 and widest + kind.high < 2**31 else np.int64)
+        narrow = plan._replace(step_low=max(plan.step_low, -widest), step_high=min(plan.step_high, widest))
+        rows(lambda i, j: run(x, y, narrow, kind.overflow == "wrap", word, c, i, j), c, a.shape[1])
+        return
+    failed = np.full((c.shape[0], 3), -1, np.int64)
+    slow = products.integer_tree if kind.order == "pairwise" else products.integer_wide
+    rows(lambda i, j: slow(x, y, plan, c, failed, i, j), c, a.shape[1])
     if (failed[:, 0] >= 0).any():
         i = int(np.argmax(failed[:, 0] >= 0))
         j, k, total = (int(v) for v in failed[i])
