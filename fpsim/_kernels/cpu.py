@@ -6,6 +6,8 @@ from fpsim._jit import kernel
 from fpsim._kernels.intrinsics import bits_of, float_of, shift_right
 from fpsim._kernels.scalar import encode_float, philox, round_integer
 
+PIECE = 4096  #: values between two looks for NaN
+
 
 @kernel
 def encode_floats(bits, target, random, count, out, start, stop):
@@ -42,6 +44,16 @@ def random_words(key, shift, out, start, stop):
 
 
 @kernel
+def magnitude_code(magnitude, top, floor, lift, drop, base):
+    """Code of the magnitude of a float32 pattern, clamped to `top`: see `encode_by_addition`."""
+    clamped = min(magnitude, top)
+    field = max(np.int32(clamped & np.int32(0x7F800000)), floor)
+    addend = np.int32(field + lift)
+    total = bits_of(np.float32(float_of(clamped) + float_of(addend)))
+    return np.int32(np.int32(total - addend) + np.int32(shift_right(field, drop) - base))
+
+
+@kernel
 def encode_by_addition(words, target, top, out, start, stop):
     """The fast road for float32 bit patterns -> codes of at most 16 bits with a sign, nearest even: 15 vector
     instructions for 16 values, so that memory is what it waits for.
@@ -53,27 +65,34 @@ def encode_by_addition(words, target, top, out, start, stop):
     of the last code wanted: the largest one where the format saturates, the next one where that is its Inf or NaN.
 
     Needs 1 <= m (ties go to even codes, not to even significands of neighbouring binades) and e + 23 - m <= 127.
+    NaN is only noticed in the first loop, and a piece that has one is done again.
     """
     m = target.mantissa_bits
     floor, lift = np.int32((target.minimum_exponent + 127) << 23), np.int32((23 - m) << 23 | 0x400000)
     drop, base = np.int32(23 - m), np.int32((target.minimum_exponent + 127) << m)
     top, nan, sign_bit = np.int32(top), np.int32(target.nan), np.int32(target.sign_bit)
-    infinity, fields, all_but_sign = np.int32(0x7F800000), np.int32(0x7F800000), np.int32(0x7FFFFFFF)
+    infinity, all_but_sign, high = np.int32(0x7F800000), np.int32(0x7FFFFFFF), np.int32(31)
     has_negative_zero, has_negative_nan = target.negative_zero != 0, target.negative_nan != target.nan
-    words, out = words[start:stop], out[start:stop]
-    for i in range(out.size):
-        word = words[i]
-        magnitude = np.int32(word & all_but_sign)
-        clamped = min(magnitude, top)
-        field = max(np.int32(clamped & fields), floor)
-        addend = np.int32(field + lift)
-        total = bits_of(np.float32(float_of(clamped) + float_of(addend)))
-        code = np.int32(np.int32(total - addend) + np.int32(shift_right(field, drop) - base))
-        code = nan if magnitude > infinity else code
-        sign = np.int32(shift_right(word, np.int32(31)) & sign_bit)
-        sign = sign if has_negative_zero or code != 0 else np.int32(0)
-        sign = sign if has_negative_nan or magnitude <= infinity else np.int32(0)
-        out[i] = np.int32(code | sign)
+    for first in range(start, stop, PIECE):
+        part, codes = words[first : min(first + PIECE, stop)], out[first : min(first + PIECE, stop)]
+        most = np.int32(0) if has_negative_zero else infinity
+        if has_negative_zero:
+            for i in range(codes.size):
+                word = part[i]
+                magnitude = np.int32(word & all_but_sign)
+                most = max(most, magnitude)
+                code = magnitude_code(magnitude, top, floor, lift, drop, base)
+                codes[i] = np.int32(code | np.int32(shift_right(word, high) & sign_bit))
+        if most > infinity or not has_negative_zero:
+            for i in range(codes.size):
+                word = part[i]
+                magnitude = np.int32(word & all_but_sign)
+                code = magnitude_code(magnitude, top, floor, lift, drop, base)
+                code = nan if magnitude > infinity else code
+                sign = np.int32(shift_right(word, high) & sign_bit)
+                sign = sign if has_negative_zero or code != 0 else np.int32(0)
+                sign = sign if has_negative_nan or magnitude <= infinity else np.int32(0)
+                codes[i] = np.int32(code | sign)
 
 
 @kernel

@@ -49,8 +49,8 @@ def best(run: Callable[[], object], repeat: int = 7) -> float:
 
 #: What the inner loops issue per 16 values, counted in the machine code of an AVX-512 build (numba 0.68, LLVM 20).
 INSTRUCTIONS = {
-    "e4m3": "17 vector instructions per 16 values: read, round, select, narrow, write",
-    "e5m2": "the same 17",
+    "e4m3": "62 vector instructions per 64 values: read, round, narrow, write",
+    "e5m2": "the same 62",
     "mxfp4": "per 16 values 10 to round, 11 to find the maximum; one pass",
     "nvfp4": "per 16 values 12 to round, one a division, 11 for the maximum; two passes, first the tensor's maximum",
     "nvfp4-4over6": "nvfp4, and two candidates' squared errors in float64",
