@@ -44,6 +44,11 @@ def is_tensor(x: Any) -> bool:
     return type(x).__module__.partition(".")[0] == "torch" and hasattr(x, "is_cuda")
 
 
+def _torch() -> Any:
+    """The torch module, which is loaded wherever a tensor is."""
+    return sys.modules["torch"]
+
+
 def launch(kernel: Any, count: int, *args: Any) -> None:
     """One thread for each of `count` elements."""
     if count:
@@ -87,14 +92,10 @@ def native(x: Any) -> Any:
     if is_tensor(x):
         x = x.detach()
         if str(x.dtype) in ("torch.uint16", "torch.uint32", "torch.uint64"):  # some torch versions do not export these
-            import torch  # x is a tensor: torch is here
-
-            return _retyped(cuda.as_cuda_array(x.view(getattr(torch, f"int{8 * x.element_size()}"))))
+            return _retyped(cuda.as_cuda_array(x.view(getattr(_torch(), f"int{8 * x.element_size()}"))))
         named = _TORCH_CODES.get(str(x.dtype))
         if named is not None and str(x.dtype) not in ("torch.float32", "torch.float64", "torch.float16"):
-            import torch  # x is a tensor: torch is here
-
-            x = x.view(getattr(torch, named[0]))
+            x = x.view(getattr(_torch(), named[0]))
     elif not hasattr(x, "__cuda_array_interface__"):
         x = cuda.to_device(np.ascontiguousarray(x))
     return cuda.as_cuda_array(x)
@@ -173,8 +174,7 @@ def empty(like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     Types Numba does not know (bfloat16, FP8) are integers of their width in kernels, and outside torch.
     """
     if is_tensor(like):
-        import torch
-
+        torch = _torch()
         name = {"float8_e4m3fn": "float8_e4m3fn", "float8_e5m2": "float8_e5m2"}.get(dtype.name, dtype.name)
         made = torch.empty(shape, dtype=getattr(torch, name), device=like.device)
         return made, native(made)

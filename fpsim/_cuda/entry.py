@@ -12,6 +12,7 @@ from fpsim._kernels import cuda as kernels
 from fpsim.accumulators import Promoted
 from fpsim.codec import float_target
 from fpsim.formats import Format, container, scalar_format
+from fpsim.reference import ENGINE_NAN
 from fpsim.rounding import conversion, rounding
 from fpsim.spec import MatmulSpec
 
@@ -113,6 +114,8 @@ def _cast(words: Any, out: Any, spec: MatmulSpec, held: Format) -> None:
     if held.name not in ("f32", "f64") or row.kind != "float" or row.bits > 32:
         raise ValueError(f"backend='cuda' does not turn {held.name} into {spec.out}; take out={held.name!r} or the CPU")
     target = float_target(row, rounding("rne"), named.overflow_for(row.name), named)
+    if row.name in ENGINE_NAN:
+        target = target._replace(nan=ENGINE_NAN[row.name], negative_nan=ENGINE_NAN[row.name], payload_shift=63)
     codes_out = out.view(f"u{out.dtype.itemsize}").reshape(words.shape)
     launch(kernels.cast, words.size, words.view(np.float32 if held.name == "f32" else np.float64), target, codes_out)
 

@@ -18,7 +18,7 @@ from fpsim.formats import container
 from fpsim.reference.chains import fma_chain, integer_chain, settle_integer, tree_chain
 from fpsim.reference.numbers import Number, decode, encode
 from fpsim.reference.steps import fused_chain, grouped_chain, two_stage_chain
-from fpsim.reference.sums import add, ieee_result, multiply, multiply_add
+from fpsim.reference.sums import ENGINE_NAN, add, ieee_result, multiply, multiply_add
 from fpsim.spec import MatmulSpec
 
 
@@ -132,4 +132,7 @@ def dot(
     held = container(spec.accumulator.output)
     if spec.out == held.name:
         return result
-    return encode(decode(result, held), spec.out, "rne", "infinity", "ocp-nonsat")
+    value = decode(result, held)
+    if value.kind == "nan" and spec.out in ENGINE_NAN:
+        return ENGINE_NAN[spec.out]
+    return encode(value, spec.out, "rne", "infinity", "ocp-nonsat")

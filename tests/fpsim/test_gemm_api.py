@@ -180,3 +180,13 @@ def test_threads_and_compilation_do_not_change_bits() -> None:
     assert len(one.split()) == 6
     assert run_script(FPSIM_THREADS="3") == one
     assert run_script(NUMBA_DISABLE_JIT="1") == one
+
+
+@pytest.mark.parametrize(("engine", "operand"), [("hopper/torch-mm", "bf16"), ("hopper/torch-mm", "f16")])
+def test_the_cast_of_a_nan_is_the_engines(engine: str, operand: str) -> None:
+    """cvt.rn.bf16.f32 and cvt.rn.f16.f32 give 0x7FFF (PTX ISA 9.0, cvt), not the quiet NaN of the format."""
+    spec = fpsim.engine(engine, operand, out=operand)
+    a, b = np.full((2, 16), 0x7FFF, np.uint16), np.zeros((16, 3), np.uint16)
+    for backend in ("cpu", "reference"):
+        assert (fpsim.matmul(a, b, spec, backend=backend).view(np.uint16) == 0x7FFF).all()
+    assert fpsim.reference.dot([0x7FFF], [0], 0, spec) == 0x7FFF
