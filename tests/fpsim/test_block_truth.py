@@ -4,6 +4,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fpsim
 from fpsim import blocks
@@ -139,3 +141,15 @@ def test_rules_keep_to_their_kind() -> None:
         blocks.encode(x, "mxfp4", rounding="sra")
     with pytest.raises(ValueError, match="a zero point and rule 'range' go together"):
         BlockFormat(name="x", element=fpsim.format("int4"), scale=fpsim.format("f16"), block=32, rule="range")
+
+
+FLOATS = st.lists(st.floats(width=32), min_size=1, max_size=80)
+
+
+@given(FLOATS, st.sampled_from(["mxfp4", "nvfp4", "int4-g32", "bfp8-b32"]))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_any_floats_in_one_pass(values: list[float], name: str) -> None:
+    x = np.array(values, np.float32)
+    want, got = blocks.decode(blocks.encode(x, name)), fpsim.quantize(x, name)
+    assert_same_bits(np.where(np.isnan(got), 0, got), np.where(np.isnan(want), 0, want), name)
+    assert (np.isnan(got) == np.isnan(want)).all()

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fpsim
 from fpsim._cpu.fused import FusedProduct
@@ -215,3 +217,23 @@ def test_block_scaled_fp8_as_vectors_has_the_same_bits() -> None:
         product.vector = None
         product.run(plain, 0, 70)
         assert_same_bits(got, plain, f"{low} {high}")
+
+
+CODES = st.integers(0, 255)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_any_codes_and_any_truncation(data: st.DataObject) -> None:
+    """Few distinct codes, so that certificates hold, end and fail; any fraction bits, step and start."""
+    few = data.draw(st.lists(CODES.filter(lambda c: c & 0x7F != 0x7F), min_size=1, max_size=4))
+    depth = data.draw(st.integers(1, 40))
+    picked = st.lists(st.sampled_from(few), min_size=depth, max_size=depth)
+    a = np.array([data.draw(picked) for _ in range(2)], np.uint8)
+    b = np.array([data.draw(picked) for _ in range(2)], np.uint8).T
+    kind = fpsim.FusedDot(data.draw(st.integers(1, 20)), data.draw(st.integers(12, 26)))
+    spec = replace(TCGEN05, accumulator=kind)
+    start = data.draw(st.sampled_from([0.0, 1.0, -(2.0**-18), 300.0, 2.0**-30, 1e30]))
+    c = np.full((2, 2), start, np.float32)
+    got, _ = both(a, np.ascontiguousarray(b), spec, c)
+    assert_same_bits(got, fpsim.matmul(a, b, spec, c=c, backend="reference"))

@@ -108,8 +108,8 @@ def unsaturated(name: str) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: (of_gfloat(row, x, False).astype(np.int64) & 0xFF).astype(np.uint8)
 
 
-OFP8 = "OCP OFP8 1.0, table 4: a conversion saturates or does not, by choice"
-MX_TEXT = "OCP MX 1.0, section 5.4: E8M0 has no zero, no sign and no infinity; nearest is this package's choice"
+OFP8 = "OCP OFP8 1.0 defines saturating and non-saturating conversions"
+MX_TEXT = "OCP MX 1.0: E8M0 has no zero, no sign and no infinity; rounding to it is not defined"
 NAN = "OCP OFP8 1.0: any NaN pattern is a NaN"
 INF, NANS = float("inf"), float("nan")
 
