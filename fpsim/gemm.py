@@ -18,6 +18,7 @@ from fpsim._tensors import on_device
 from fpsim.accumulators import IntegerAccumulator, Promoted, SplitK
 from fpsim.codec import ML_DTYPES, Array, as_codes, decode, encode
 from fpsim.formats import Format, container, scalar_format
+from fpsim.reference import ENGINE_NAN
 from fpsim.reference import dot as reference_dot
 from fpsim.spec import MatmulSpec
 
@@ -206,7 +207,11 @@ def _finish(result: Array, held: Format, spec: MatmulSpec, out: Array | None) ->
     if spec.out != (held.name if spec.epilogue is None else "f32"):  # an epilogue leaves float32
         if isinstance(spec.accumulator, IntegerAccumulator) and spec.accumulator.bits > 54 and spec.epilogue is None:
             raise ValueError(f"a {spec.accumulator} sum does not round to {spec.out!r} exactly; take out='int64'")
-        result = encode(_values(result, held), spec.out, conversion="ocp-nonsat").view(result_dtype(spec.out))
+        values = _values(result, held)
+        codes = encode(values, spec.out, conversion="ocp-nonsat")
+        if spec.out in ENGINE_NAN:
+            codes[np.isnan(values)] = ENGINE_NAN[spec.out]
+        result = codes.view(result_dtype(spec.out))
     if out is None:
         return result
     if not isinstance(out, np.ndarray):

@@ -51,6 +51,8 @@ def matmul(
     flat = words.reshape(x.shape[0], x.shape[1], shape[-1])
     run(x, y, flat, spec, scales)
     if spec.epilogue is not None:
+        if held.name != "f32":
+            raise ValueError(f"backend='cuda' scales float32 sums only, not {held.name}; copy the operands to the CPU")
         _epilogue(flat, a_scale, b_scale, bias)
     elif bias is not None or (scales is None and (a_scale is not None or b_scale is not None)):
         raise ValueError(f"{spec.engine or 'this spec'} takes no a_scale, b_scale or bias")
