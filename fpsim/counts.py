@@ -1,7 +1,7 @@
 """What a product loses on a given accumulator, output by output: overflows, truncated and dropped terms, roundings.
 
-`matmul` here is `fpsim.matmul` with a tally, the same bits, slower: one output at a time. What is counted, by kind of
-accumulator (the sums of `Promoted` and `SplitK` are those of the inner accumulator plus the outer additions):
+`matmul` and `conv2d` here are those of `fpsim` with a tally, the same bits, slower: one output at a time. What is
+counted, by kind of accumulator (`Promoted` and `SplitK`: the inner accumulator's counts plus the outer additions'):
 
 ====================  ==========================  =====================  =====================  ======================
 kind                  overflow                    truncated              dropped                inexact
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fpsim import gemm
+from fpsim import conv, gemm
 from fpsim._cpu import counting
 from fpsim.codec import Array, Flags, as_codes, flags
 from fpsim.formats import Format, container, scalar_format
@@ -132,6 +132,32 @@ def matmul(
         truncated=tally[..., counting.TRUNCATED],
         dropped=tally[..., counting.DROPPED],
         inexact=tally[..., counting.INEXACT],
+    )
+
+
+def conv2d(
+    x: npt.ArrayLike,
+    w: npt.ArrayLike,
+    spec: MatmulSpec,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    pad_code: int = 0,
+    order: str = "channel-row-column",
+) -> Counts:
+    """`fpsim.conv2d` with counts, arrays (N, O, H', W'); arguments as there, errors as there and in `matmul`."""
+    images, weights = as_codes(x, spec.a, "x"), as_codes(w, spec.b, "w")
+    form = conv.geometry(images.shape, weights.shape, stride, padding, dilation, groups, order)
+    as_codes(np.asarray(pad_code), spec.a, "pad_code")
+    parts = [matmul(*product, spec) for product in conv.as_products(images, weights, form, pad_code, order)]
+    return Counts(
+        products=parts[0].products,
+        **{
+            name: conv.as_images([getattr(part, name) for part in parts], len(images), form)
+            for name in ("result", "overflow", "truncated", "dropped", "inexact")
+        },
     )
 
 

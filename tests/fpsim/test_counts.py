@@ -121,6 +121,27 @@ def test_batches_starts_and_totals() -> None:
     assert str(total).startswith("120 outputs of 4,800 products: ")
 
 
+@pytest.mark.parametrize("order", ["channel-row-column", "row-column-channel"])
+def test_convolutions_are_counted_pixel_by_pixel(order: str) -> None:
+    """The count of one output is that of its window as a dot product."""
+    rng = np.random.default_rng(32)
+    x, w = rng.integers(-128, 128, (2, 4, 6, 5)).astype(np.int8), rng.integers(-128, 128, (6, 2, 3, 2)).astype(np.int8)
+    spec = MatmulSpec("int8", "int8", IntegerAccumulator(16, "saturate"))
+    options = {"stride": (1, 2), "padding": 1, "groups": 2, "pad_code": -7, "order": order}
+    made = counts.conv2d(x, w, spec, **options)
+    assert_same_bits(made.result, fpsim.conv2d(x, w, spec, **options))
+    assert made.overflow.shape == made.result.shape
+    assert made.products == 12
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-7)
+    axes = (0, 1, 2) if order == "channel-row-column" else (1, 2, 0)
+    for n, o, i, j in [(0, 0, 0, 0), (1, 5, 3, 2), (1, 2, 5, 1)]:
+        window = padded[n, 2 * (o // 3) : 2 * (o // 3) + 2, i : i + 3, 2 * j : 2 * j + 2].transpose(axes).reshape(1, 12)
+        alone = counts.matmul(window, w[o].transpose(axes).reshape(12, 1), spec)
+        assert made.overflow[n, o, i, j] == alone.overflow[0, 0]
+        assert made.result[n, o, i, j] == alone.result[0, 0]
+    assert made.totals.overflow > 0
+
+
 def test_the_certificate_means_no_overflow() -> None:
     rng = np.random.default_rng(18)
     w = rng.integers(-2, 3, (60, 8)).astype(np.int8)
