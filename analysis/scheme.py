@@ -98,6 +98,31 @@ class Rule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attention:
+    """How the two products of attention are quantized, everywhere in the denoiser (see `fpsim.nn.attention`).
+
+    operands      : queries, keys and values, with scales at run time
+    probabilities : the softmax, an unsigned format; a static range is 0 to 1
+
+    Raises ValueError for other ranges.
+    """
+
+    operands: Quantizer
+    probabilities: Quantizer
+
+    def __post_init__(self) -> None:
+        self.operands.check_activation()
+        self.probabilities.check_activation()
+        if self.operands.needs_calibration or self.operands.is_cast:
+            raise ValueError(
+                f"queries, keys and values take scales at run time: operands {self.operands} need range='dynamic', "
+                "a format below 16 bits and no one_sided"
+            )
+        if self.probabilities.one_sided is not None or self.probabilities.steps != 1:
+            raise ValueError(f"the softmax is never negative: {self.probabilities} needs no one_sided and no steps")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scheme:
     """An ordered list of rules and the arithmetic they run in.
 
@@ -107,6 +132,7 @@ class Scheme:
                  `fpsim.matmul` on each rule's engine
     rest       : format that the operations no rule quantizes are *priced* in; the emulation runs them in the
                  pipeline's own dtype
+    attention  : how the products inside of attention are quantized; None leaves them in full precision
 
     Raises ValueError for no rules, repeated rules, or "exact" arithmetic with a rule that names no engine.
     """
@@ -115,6 +141,7 @@ class Scheme:
     rules: tuple[Rule, ...]
     arithmetic: Arithmetic = "quantize"
     rest: str = "bf16"
+    attention: Attention | None = None
 
     def __post_init__(self) -> None:
         if not self.rules:
@@ -125,6 +152,10 @@ class Scheme:
             raise ValueError(unknown("arithmetic", self.arithmetic, get_args(Arithmetic)))
         format_row(self.rest)
         if self.arithmetic == "exact":
+            if self.attention is not None:
+                raise ValueError(
+                    f"scheme {self.name!r}: the products of attention have no exact arithmetic; leave attention out"
+                )
             for rule in self.rules:
                 if rule.quantizes and (rule.spec is None or rule.activation is None):
                     missing = "spec (see `fpsim list engines`)" if rule.spec is None else "activation quantizer"
@@ -183,12 +214,16 @@ class Scheme:
     @property
     def summary(self) -> str:
         """One line of prose: what each rule does, per tensor / channel / token, static / dynamic."""
-        return "; ".join(_describe(rule) for rule in self.rules)
+        inside = self.attention
+        words = [] if inside is None else [f"attention: products {inside.operands}; softmax {inside.probabilities}"]
+        return "; ".join([*(_describe(rule) for rule in self.rules), *words])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and strings, defaults left out; `from_dict` reads it back."""
         data: dict[str, Any] = {"name": self.name, "arithmetic": self.arithmetic, "rest": self.rest}
         data["rules"] = [_plain(rule) for rule in self.rules]
+        if self.attention is not None:
+            data["attention"] = _plain(self.attention)
         return data
 
     @classmethod
@@ -198,6 +233,11 @@ class Scheme:
         rules = values.get("rules", ())
         if not isinstance(rules, (list, tuple)) or not all(isinstance(rule, Mapping) for rule in rules):
             raise ValueError("rules must be a list of tables ([[rules]] in TOML)")
+        if values.get("attention") is not None:
+            inside = _checked(Attention, values["attention"], "attention")
+            values["attention"] = Attention(
+                **{role: Quantizer(**_checked(Quantizer, one, f"{role} quantizer")) for role, one in inside.items()}
+            )
         return cls(**{**values, "rules": tuple(_rule(rule) for rule in rules)})
 
     def to_json(self) -> str:
@@ -211,7 +251,7 @@ class Scheme:
 
     def to_toml(self) -> str:
         """The scheme as TOML text: one [[rules]] table per rule."""
-        lines = [f"{key} = {json.dumps(value)}" for key, value in self.to_dict().items() if key != "rules"]
+        lines = [f"{key} = {_toml(value)}" for key, value in self.to_dict().items() if key != "rules"]
         for rule in self.rules:
             lines += ["", "[[rules]]"]
             lines += [f"{key} = {_toml(value)}" for key, value in _plain(rule).items()]
@@ -331,11 +371,20 @@ def _asymmetric(rule: Rule) -> Rule:
     activation = rule.activation
     if activation is None or not isinstance(activation.row, Format) or activation.is_cast or not activation.row.signed:
         return rule
-    row = activation.row
+    other = _unsigned(activation.row)
+    if activation.row.kind == "int":
+        return replace(rule, activation=replace(activation, format=other))
+    return replace(rule, activation=replace(activation, one_sided=other))
+
+
+def _unsigned(row: Format) -> str:
+    """The unsigned format of as many bits: uint8 for int8, ue2m2 for e2m1, itself if it is one."""
+    if not row.signed:
+        return row.name
     if row.kind == "int":
-        return replace(rule, activation=replace(activation, format=f"uint{row.bits}"))
-    other = f"ue{row.exponent_bits}m{row.mantissa_bits + 1}"
-    return replace(rule, activation=replace(activation, one_sided=other if other in FORMATS else f"{other}-finite"))
+        return f"uint{row.bits}"
+    name = f"ue{row.exponent_bits}m{row.mantissa_bits + 1}"
+    return name if name in FORMATS else f"{name}-finite"
 
 
 def _per_tensor(rule: Rule) -> Rule:
@@ -353,6 +402,20 @@ def _grouped(group: int) -> Callable[[Rule], Rule]:
     return change
 
 
+def _with_attention(made: Scheme) -> Scheme:
+    """Products in the format of the first rule's activations, at run time; the softmax in its unsigned counterpart."""
+    rule = next((rule for rule in made.rules if rule.activation is not None and not rule.activation.is_cast), None)
+    if rule is None or rule.activation is None:
+        raise ValueError(f"scheme {made.name!r} has no activations below 16 bits for attention to follow")
+    row = rule.activation.row
+    if isinstance(row, BlockFormat):
+        operands = probabilities = Quantizer(format=row.name, granularity="block", range="dynamic")
+    else:
+        operands = Quantizer(format=row.name, granularity="token", range="dynamic")
+        probabilities = Quantizer(format=_unsigned(row))
+    return replace(made, attention=Attention(operands=operands, probabilities=probabilities))
+
+
 def _keep_edges(made: Scheme) -> Scheme:
     return replace(made, rules=(Rule(pattern=EDGES), *made.rules))
 
@@ -364,6 +427,7 @@ def _keep_edges(made: Scheme) -> Scheme:
 #:                one-sided inputs (after SiLU, GELU, softmax)
 #:   per-tensor : one scale per weight tensor instead of one per output channel
 #:   g32, g64   : float32 weight scales per 32 or 64 input channels
+#:   attention  : both products of attention too, in the format of the activations, the softmax without a sign
 #:   keep-edges : first and last layers, time embedding and modulation stay in full precision (EDGES)
 VARIANTS: Mapping[str, Callable[[Scheme], Scheme]] = MappingProxyType(
     {
@@ -374,6 +438,7 @@ VARIANTS: Mapping[str, Callable[[Scheme], Scheme]] = MappingProxyType(
         "g32": _each_rule(_grouped(32)),
         "g64": _each_rule(_grouped(64)),
         "keep-edges": _keep_edges,
+        "attention": _with_attention,
     }
 )
 
@@ -393,7 +458,7 @@ def _describe(rule: Rule) -> str:
 # Reading and writing
 
 
-def _plain(row: Rule | Quantizer) -> dict[str, Any]:
+def _plain(row: Rule | Quantizer | Attention) -> dict[str, Any]:
     """A row as a dict without the fields that hold their default; the first field is always written."""
     data: dict[str, Any] = {}
     for index, field in enumerate(fields(row)):

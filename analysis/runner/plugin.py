@@ -20,6 +20,7 @@ from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
+from analysis.runner.quantize import attend, plan
 from analysis.scheme import Scheme
 from analysis.scheme import scheme as scheme_called
 from fpsim.nn import Concatenated, QuantizedConv2d, QuantizedLayer, QuantizedLinear
@@ -106,14 +107,15 @@ class FpsimQuantizer(DiffusersQuantizer):
                     layer.refresh()
                     if layer.clock is not None:
                         layer.clock.attach(model)
+            attend(model, self.quantization_config.scheme)
             return model
         from analysis.methods import Request, rtn
-        from analysis.runner.quantize import plan
 
         layers, _, _ = plan(model, self.quantization_config.scheme)
         made = rtn.quantize(Request(pipe=model, layers=layers))
         for path, layer in made.items():
             model.set_submodule(path, layer)
+        attend(model, self.quantization_config.scheme)
         remember(model, self.quantization_config.scheme)
         return model
 

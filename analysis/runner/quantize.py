@@ -97,6 +97,7 @@ def quantize(
     quantized = replaced(denoiser, replacements)
     for clock in request.clocks.values():
         clock.attach(quantized)
+    attend(quantized, chosen)
     if replacements:
         from analysis.runner.plugin import remember
 
@@ -111,6 +112,24 @@ def quantize(
     )
     made._quantization_report = report
     return made
+
+
+def attend(denoiser: "Module", scheme: Scheme) -> None:
+    """Give every attention module of `denoiser` the products that `scheme` asks for, if it asks for any.
+
+    Raises ValueError if it does and there is no attention module.
+    """
+    from fpsim.nn.attention import Products
+
+    if scheme.attention is None:
+        return
+    found = [module for module in denoiser.modules() if callable(getattr(module, "set_processor", None))]
+    if not found:
+        raise ValueError(f"scheme {scheme.name!r} quantizes attention, and {type(denoiser).__name__} has none")
+    for module in found:
+        inner: Any = getattr(module, "processor", None)
+        products = Products(inner, scheme.attention.operands, scheme.attention.probabilities)
+        module.set_processor(products)  # type: ignore[operator]
 
 
 def save(pipe: "DiffusionPipeline", folder: Path) -> None:
