@@ -17,7 +17,8 @@ and tile ends there, and the steps to come are truncated as usual.
 
 The sum of a step is formed in float32 fused multiply-adds, in any order. By Cauchy-Schwarz no partial sum exceeds
 |a[i, step]| * |b[step, j]| (Euclidean norms over the k of the step); where that is below 2**(U + 24), partial sums are
-multiples of u below 2**24 * u, which float32 holds. A step where it is not is taken as usual, without ending anything.
+multiples of u below 2**24 * u, which float32 holds. A step where it is not is taken as usual, without ending anything
+(or in float64, where the usual way is slow: block-scaled FP4).
 Then c + sum is rounded toward zero by TwoSum: its error term says whether rounding to nearest went away from zero, and
 the bit pattern less one is the neighbour toward zero.
 
@@ -66,6 +67,21 @@ def add_toward_zero(c, total):
         word = np.int32(word - (one if outward else none))
         c[j] = float_of(word)
         most = max(most, np.int32(word & all_but_sign))
+    return most
+
+
+@kernel
+def add_widely_toward_zero(c, total, words):
+    """The same with exact float64 sums (`words`: their bits): c + total is exact too, and is cut to 24 bits."""
+    most, all_but_sign, keep = np.int32(0), np.int32(0x7FFFFFFF), np.int64(-(1 << 29))
+    for j in range(c.size):
+        total[j] += np.float64(c[j])
+    for j in range(c.size):
+        words[j] &= keep
+    for j in range(c.size):
+        c[j] = np.float32(total[j])
+    for j in range(c.size):
+        most = max(most, np.int32(bits_of(c[j]) & all_but_sign))
     return most
 
 
@@ -138,12 +154,14 @@ def fused_certified(
 @kernel
 def chained_certified(x, y, step, fraction_bits, c, certified, units_x, units_y, norms_x, norms_y, start, stop):
     """The same for engines without a truncating vector kernel: a row and tile whose certificate fails is left as it is
-    (garbage), its entry in `certified` cleared. x, y : float32 values with their scales, y in panels."""
-    near_row = np.empty(COLUMNS, np.float32)
+    (garbage), its entry in `certified` cleared. Steps too large for float32 are summed in float64, where partial sums
+    below 2**50 * u, and c below 2**(U + F + 1), add exactly. x, y : float32 values with scales, y in panels."""
+    near_row, wide_row = np.empty(COLUMNS, np.float32), np.empty(COLUMNS, np.int64)
     reach = np.float32(2.0 ** (fraction_bits + 1))
     for tile in range(certified.shape[1]):
         first, last = tile * COLUMNS, min((tile + 1) * COLUMNS, c.shape[1])
-        near = near_row[: last - first]
+        near, wide_words = near_row[: last - first], wide_row[: last - first]
+        wide = wide_words.view(np.float64)
         for i in range(start, stop):
             unit = np.float32(units_x[i] * units_y[tile])
             certified[i, tile] &= starts_certified(c[i, first:last], unit, np.float32(unit * reach))
@@ -156,6 +174,10 @@ def chained_certified(x, y, step, fraction_bits, c, certified, units_x, units_y,
                 if bound < unit * np.float32(16777216):
                     sum_products(x, i, k, y, first, step, near)
                     most = float_of(add_toward_zero(c[i, first:last], near))
+                    certified[i, tile] = most < np.float32(unit * reach)
+                elif bound < unit * np.float32(2.0**50):
+                    sum_products(x, i, k, y, first, step, wide)
+                    most = float_of(add_widely_toward_zero(c[i, first:last], wide, wide_words))
                     certified[i, tile] = most < np.float32(unit * reach)
                 else:
                     certified[i, tile] = False

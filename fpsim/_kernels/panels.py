@@ -8,7 +8,7 @@ registers over all products of a step; per product and 16 columns that is
 - `truncated_sums`: two multiplications, a conversion and an addition: a * b exactly, times the power of two that makes
   the truncation unit one, toward zero to int32, summed. Eight such integers fit an int32; where a step does not, each
   eight are split into units of 32 and a rest, which do,
-- `exact_sums`: one fused multiply-add, where nothing can be lost (see `certified`).
+- `exact_sums`: one fused multiply-add, in float32 or float64, where nothing can be lost (see `certified`).
 
 Numba's own loops would spend as much again on slicing the rows of b that they need in flight.
 """
@@ -160,37 +160,38 @@ def _truncated_sums(vectors: int) -> Any:
 
 def _exact_sums(vectors: int) -> Any:
     @intrinsic
-    def sums(typingctx: Any, a: Any, i: Any, k: Any, b: Any, r: Any, j: Any, count: Any, total: Any, at: Any) -> Any:
+    def exact(typingctx: Any, a: Any, i: Any, k: Any, b: Any, r: Any, j: Any, count: Any, total: Any, at: Any) -> Any:
         del typingctx
-        real = types.float32
-        if not (_is(a, 2, real) and _is(b, 2, real) and _is(total, 1, real)):
+        if not (_is(a, 2, types.float32) and _is(b, 2, types.float32) and _is(total, 1, types.float32, types.float64)):
             return None
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             ta, _, _, tb, *_, tt, _ = signature.args
             rows, i, k, columns, r, j, count, target, at = arguments
-            floats = ir.VectorType(_FLOAT, LANES)
-            fused = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(floats, [floats] * 3), f"llvm.fma.v{LANES}f32"
-            )
+            floats, wide = ir.VectorType(_FLOAT, LANES), tt.dtype == types.float64
+            sums = ir.VectorType(ir.DoubleType(), LANES) if wide else floats
+            name = f"llvm.fma.v{LANES}f{64 if wide else 32}"
+            fused = cgutils.get_or_insert_function(builder.module, ir.FunctionType(sums, [sums] * 3), name)
             left, _ = _row(context, builder, ta, rows, i, k)
             right, length = _row(context, builder, tb, columns, r, j)
-            slots = _zeros(builder, floats, vectors)
+            slots = _zeros(builder, sums, vectors)
             with cgutils.for_range(builder, count) as loop:
-                one = splat(builder, builder.load(builder.gep(left, [loop.index])), floats)
+                value = builder.load(builder.gep(left, [loop.index]))
+                one = splat(builder, builder.fpext(value, sums.element) if wide else value, sums)
                 line = builder.gep(right, [builder.mul(loop.index, length)])
                 for v in range(vectors):
                     other = _load(builder, line, v * LANES, floats, 4)
+                    other = builder.fpext(other, sums) if wide else other
                     builder.store(builder.call(fused, [one, other, builder.load(slots[v])]), slots[v])
             result, _ = _row(context, builder, tt, target, at)
             for v in range(vectors):
-                _store(builder, builder.load(slots[v]), result, v * LANES, 4)
+                _store(builder, builder.load(slots[v]), result, v * LANES, 8 if wide else 4)
             return context.get_dummy_value()
 
         index = types.intp
         return types.void(a, index, index, b, index, index, index, total, index), generate
 
-    return sums
+    return exact
 
 
 # -- the same without a compiler ----------------------------------------------------------------------------------
@@ -230,6 +231,6 @@ largest_of_16: Any = (_plain_largest if _PLAIN else _largest_exponents)(1)
 #: (a, i, k, b, r, j, count, scale, total, at): total[at:] += sum of trunc(a[i, k + t] * b[r + t, j:] * scale[at:])
 truncated_of_64: Any = (_plain_truncated if _PLAIN else _truncated_sums)(WIDE)
 truncated_of_16: Any = (_plain_truncated if _PLAIN else _truncated_sums)(1)
-#: (a, i, k, b, r, j, count, total, at): total[at:] = sum of a[i, k + t] * b[r + t, j:] in fused multiply-adds
+#: (a, i, k, b, r, j, count, total, at): total[at:] = sum of a[i, k + t] * b[r + t, j:], all in total's type
 exact_of_64: Any = (_plain_exact if _PLAIN else _exact_sums)(WIDE)
 exact_of_16: Any = (_plain_exact if _PLAIN else _exact_sums)(1)
