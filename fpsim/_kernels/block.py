@@ -126,7 +126,7 @@ def squared_errors(x, block, element, steps, out, start, stop):
     floor = np.int32((element.minimum_exponent + 127) << 23)
     lift = np.int32((23 - element.mantissa_bits) << 23 | 0x400000)
     low, high = np.float32(element.low), np.float32(element.high)
-    made = np.empty(block, np.float32)
+    made, squares = np.empty(block, np.float32), np.empty(block)
     for i in range(start, stop):
         part, step, total = x[i * block : (i + 1) * block], steps[i], 0.0
         made[:] = np.float32(0)
@@ -135,5 +135,7 @@ def squared_errors(x, block, element, steps, out, start, stop):
                 round_scaled(part, made, at, step, floor, lift, fields, sign, low, high)
         for j in range(block):
             error = np.float64(part[j]) - np.float64(made[j])
-            total += error * error
+            squares[j] = error * error
+        for j in range(block):
+            total += squares[j]
         out[i] = total if step >= np.float32(0) else np.inf
