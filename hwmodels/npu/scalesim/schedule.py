@@ -169,6 +169,50 @@ class Schedule:
         across = np.arange(column * c, min(column * c + c, sc))
         return np.ascontiguousarray(self.layer.addresses(across, down).T[::-1])
 
+    def filter_block(self, column: int, row: int) -> Indices:
+        """Words of the filter one fold asks for, in the form of `ifmap_block`."""
+        r, c, flow = self.config.rows, self.config.columns, self.config.dataflow
+        sr, sc, t = self.sizes
+        n = self.layer.n
+        if flow == "os":
+            return skewed(np.arange(t)[:, None] * n + np.arange(column * c, min(column * c + c, sc)))
+        down = np.arange(row * r, min(row * r + r, sr))
+        if flow == "ws":
+            return np.ascontiguousarray(down[::-1, None] * n + np.arange(column * c, min(column * c + c, sc)))
+        return skewed(np.ascontiguousarray((down[:, None] * n + np.arange(t)).T))
+
+    def prefetch(self, operand: str) -> Indices:
+        """Words of an operand in the order SCALE-Sim fetches them ahead of need, negative where it leaves a gap.
+
+        The folds along one axis are stacked, each padded to the full array, and the stack is read as one skewed block;
+        padding and windows that stick out take up bandwidth, the skew does not.
+        """
+        r, c, flow = self.config.rows, self.config.columns, self.config.dataflow
+        sr, sc, t = self.sizes
+        by_row = flow != "is" if operand == "ifmap" else flow == "is"
+        size, total, height = (r, sr, t) if by_row else (c, sc, sr if flow != "os" else t)
+        blocks = []
+        for start in range(0, total, size):
+            lanes = np.arange(start, min(start + size, total))
+            words = self._words(operand, lanes, height)
+            blocks.append(np.pad(words, ((0, 0), (0, size - len(lanes))), constant_values=-1))
+        stack = np.concatenate(blocks)
+        if operand == {"ws": "filter", "is": "ifmap"}.get(flow, ""):
+            return stack.ravel()
+        order = skewed(np.where(stack < 0, -2, stack)).ravel()
+        return order[order != -1]
+
+    def _words(self, operand: str, lanes: Indices, height: int) -> Indices:
+        """(height, lanes) of the operand matrix, lanes along the array's edge."""
+        steps, flow = np.arange(height), self.config.dataflow
+        if operand == "ifmap":
+            if flow == "ws":
+                return self.layer.addresses(steps, lanes)
+            return np.ascontiguousarray(self.layer.addresses(lanes, steps).T)
+        if flow == "is":
+            return np.ascontiguousarray((lanes[:, None] * self.layer.n + steps).T)
+        return steps[:, None] * self.layer.n + lanes
+
     def ifmap_lines(self) -> tuple[int, int]:
         """First and last line in which the input is asked for, windows that stick out taken into account."""
         stream = self.stream("ifmap")
