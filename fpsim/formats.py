@@ -213,6 +213,15 @@ class BlockFormat:
         """Largest value at the largest scale."""
         return self.element.max * self.scale.max
 
+    @property
+    def summary(self) -> str:
+        """One line: what shares what."""
+        size = f"{self.rows} x {self.block}" if self.rows > 1 else f"{self.block}"
+        zero = f" and {self.zero_point.name} zero points" if self.zero_point else ""
+        second = ", float32 tensor scale" if self.tensor_scale else ""
+        chosen = f", {self.rule}" if self.rule == "four-over-six" else ""
+        return f"{self.element.name} in blocks of {size}, {self.scale.name} scales{zero}{second}{chosen}"
+
 
 _OCP_FP8 = "OCP 8-bit Floating Point Specification 1.0 (2023-12)"
 _OCP_MX = "OCP Microscaling Formats Specification 1.0 (2023-09)"

@@ -61,6 +61,13 @@ def test_bits_per_element_counts_the_scale() -> None:
     ]
 
 
+def test_summaries_tell_block_formats_apart() -> None:
+    rows = [row for row in FORMATS.values() if isinstance(row, BlockFormat)]
+    assert fpsim.format("nvfp4-2d").summary == "e2m1 in blocks of 16 x 16, ue4m3 scales, float32 tensor scale"
+    assert fpsim.format("uint4-g64").summary == "uint4 in blocks of 64, f16 scales and uint4 zero points"
+    assert len({row.summary for row in rows}) == len(rows)
+
+
 def test_names_aliases_and_identity() -> None:
     assert fpsim.format("fp16") is fpsim.format("f16")
     assert fpsim.format("E4M3") is fpsim.format("e4m3")
