@@ -25,8 +25,7 @@ def formats() -> dict[str, str]:
     found = {}
     for name, row in fpsim.FORMATS.items():
         if isinstance(row, fpsim.BlockFormat):
-            second = ", float32 tensor scale" if row.tensor_scale else ""
-            found[name] = f"{row.element.name} in blocks of {row.block}, {row.scale.name} scales{second}"
+            found[name] = row.summary
         elif row.kind == "float":
             found[name] = f"E{row.exponent_bits}M{row.mantissa_bits}, largest {digits(row.max, 4)}"
         else:
