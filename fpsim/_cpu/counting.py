@@ -9,7 +9,7 @@ from fpsim._cpu import chains, wrappers
 from fpsim._cpu.fused import FusedProduct
 from fpsim._cpu.integers import check_integers, integer_plan, settle
 from fpsim._cpu.plans import narrow_plan
-from fpsim._cpu.rows import Scales, rows
+from fpsim._cpu.rows import Scales, rows, words
 from fpsim._cpu.steps import exact_operands, grouped_operands
 from fpsim._kernels import count
 from fpsim._kernels.accumulate import Sum
@@ -60,11 +60,11 @@ def _fused(a: Array, b: Array, c: Array, tally: Array, spec: MatmulSpec, kind: F
     if kind.fraction_bits is None:
         sa, ea, sb, eb, plan, limbs = exact_operands(a, b, spec, kind, scales)
         marked = plan._replace(sum=_marked(plan.sum))
-        rows(lambda i, j: count.exact(sa, ea, sb, eb, plan, marked, limbs, c, tally, i, j), c, a.shape[1])
+        rows(lambda i, j: count.exact(sa, ea, sb, eb, plan, marked, limbs, words(c), tally, i, j), c, a.shape[1])
         return
     product = FusedProduct(a, b, spec, kind, scales)
     of_product = *product.unpacked, product.plan, _marked(product.plan.sum)
-    rows(lambda i, j: count.fused(*of_product, c, tally, i, j), c, a.shape[1])
+    rows(lambda i, j: count.fused(*of_product, words(c), tally, i, j), c, a.shape[1])
 
 
 def _grouped(
@@ -72,7 +72,7 @@ def _grouped(
 ) -> None:
     operands = grouped_operands(a, b, spec, kind, scales)
     marked = _marked(operands[-1].sum)
-    rows(lambda i, j: count.grouped(*operands, marked, c, tally, i, j), c, a.shape[1])
+    rows(lambda i, j: count.grouped(*operands, marked, words(c), tally, i, j), c, a.shape[1])
 
 
 def _sequential(

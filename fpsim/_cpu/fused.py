@@ -12,7 +12,7 @@ import numpy as np
 from fpsim import _jit
 from fpsim._cpu.bounds import of_fused
 from fpsim._cpu.plans import fused_plan, small_exponents, vector_plan
-from fpsim._cpu.rows import Scales, rows
+from fpsim._cpu.rows import Scales, rows, words
 from fpsim._cpu.steps import exact, scaled_exponents
 from fpsim._kernels import certified, cpu, panels, products, vector
 from fpsim._kernels.accumulate import INFINITE, ZERO
@@ -105,7 +105,7 @@ class FusedProduct:
         else:
             marked = self._run_vector(c, start, stop, self.vector)
         if marked.any():
-            args = (*self.unpacked, source, self.plan, marked, c, start, stop)
+            args = (*self.unpacked, words(source), self.plan, marked, words(c), start, stop)
             rows(lambda i, j: products.fused(*args, i, j), c, stop - start)
 
     def _run_vector(self, c: Array, start: int, stop: int, plan: vector.VectorPlan) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fpsim._cpu.bounds import Bounds, bounds
 from fpsim._cpu.plans import top_exponent
-from fpsim._cpu.rows import Scales, rows
+from fpsim._cpu.rows import Scales, rows, words
 from fpsim._cpu.steps import grouped_operands, grouped_plan
 from fpsim._kernels import certified, panels, products, vector
 from fpsim._kernels.accumulate import NO_FLOOR, ZERO
@@ -36,7 +36,7 @@ def grouped(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: GroupedDot, sc
         which = np.flatnonzero(left[:, tile])
         columns = slice(tile * vector.COLUMNS, (tile + 1) * vector.COLUMNS)
         out = np.ascontiguousarray(c[which, columns])
-        part = (x[which], fa[which], ea[which], y[columns], fb[columns], eb[columns], plan, out)
+        part = (x[which], fa[which], ea[which], y[columns], fb[columns], eb[columns], plan, words(out))
         rows(partial(products.grouped, *part), out, a.shape[1])
         c[which, columns] = out
 

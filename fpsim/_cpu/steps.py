@@ -3,7 +3,7 @@
 import numpy as np
 
 from fpsim._cpu.plans import sum_plan, top_exponent
-from fpsim._cpu.rows import Scales, rows
+from fpsim._cpu.rows import Scales, rows, words
 from fpsim._kernels import products
 from fpsim._kernels.accumulate import INFINITE, NAN, NO_FLOOR, ZERO, Exact, Grouped, TwoStage
 from fpsim._operands import unpack, unpack_wide
@@ -15,7 +15,7 @@ from fpsim.spec import MatmulSpec
 
 def exact(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: FusedDot, scales: Scales | None = None) -> None:
     sa, ea, sb, eb, plan, limbs = exact_operands(a, b, spec, kind, scales)
-    rows(lambda i, j: products.exact(sa, ea, sb, eb, plan, limbs, c, i, j), c, a.shape[1])
+    rows(lambda i, j: products.exact(sa, ea, sb, eb, plan, limbs, words(c), i, j), c, a.shape[1])
 
 
 def exact_operands(
@@ -69,7 +69,7 @@ def two_stage(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: TwoStageDot,
     plan = two_stage_plan(spec, kind)
     sa, ea = unpack(a, spec.a)
     sb, eb = unpack(np.ascontiguousarray(b.T), spec.b)
-    rows(lambda i, j: products.two_stage(sa, ea, sb, eb, plan, c, i, j), c, a.shape[1])
+    rows(lambda i, j: products.two_stage(sa, ea, sb, eb, plan, words(c), i, j), c, a.shape[1])
 
 
 def two_stage_plan(spec: MatmulSpec, kind: TwoStageDot) -> TwoStage:

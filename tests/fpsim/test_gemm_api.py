@@ -167,6 +167,24 @@ for a, engine in (("e4m3", "hopper/wgmma"), ("f16", "ampere/mma"), ("bf16", "bla
     c = fpsim.encode(x, a, conversion="ocp-nonsat")
     sys.stdout.write(fpsim.matmul(c, c.T.copy(), spec).tobytes().hex() + "\\n")
     sys.stdout.write(fpsim.encode(x, a, rounding="rz").tobytes().hex() + "\\n")
+small = fpsim.encode(x[:4, :13], "e4m3", conversion="ocp-nonsat")
+for kind in (
+    fpsim.SequentialFma("f16", "ru"),
+    fpsim.SequentialFma("e5m2", fused=False, overflow="saturate"),
+    fpsim.PairwiseTree(4, "bf16", rounding="rna"),
+    fpsim.FusedDot(None, None, "rne", "f64"),
+    fpsim.Promoted(fpsim.FusedDot(4, 9, "rz", "e4m3"), 8, "f16", rounding="rd"),
+):
+    counted = fpsim.counts.matmul(small, small.T, fpsim.MatmulSpec("e4m3", "e4m3", kind))
+    sys.stdout.write(counted.result.tobytes().hex() + counted.inexact.tobytes().hex() + "\\n")
+words = rng.integers(-128, 128, (4, 13)).astype(np.int8)
+for kind in (
+    fpsim.IntegerAccumulator(15, "saturate", 3),
+    fpsim.IntegerAccumulator(15, "saturate", 4, None, "pairwise"),
+    fpsim.IntegerAccumulator(40, "wrap"),
+):
+    made = fpsim.matmul(words, words.T, fpsim.MatmulSpec("int8", "int8", kind))
+    sys.stdout.write(made.tobytes().hex() + "\\n")
 """
 
 
@@ -177,7 +195,7 @@ def run_script(**environment: str) -> str:
 
 def test_threads_and_compilation_do_not_change_bits() -> None:
     one = run_script(FPSIM_THREADS="1")
-    assert len(one.split()) == 6
+    assert len(one.split()) == 14
     assert run_script(FPSIM_THREADS="3") == one
     assert run_script(NUMBA_DISABLE_JIT="1") == one
 
