@@ -168,6 +168,8 @@ def quantize_blocks(
     ):
         result = decode(encode(values, row, axis, rounding=rounding, rule=rule))
         return _put(result, out)
+    if out is not None and np.may_share_memory(out, values) and out.ctypes.data != values.ctypes.data:
+        values = values.copy()  # blocks would be written over others that are still to be read
     blocked, length = _to_blocks(values, axis, row.block)
     whole = blocked.size == values.size and np.shares_memory(blocked, values)
     made = out.reshape(blocked.shape) if out is not None and whole else np.empty(blocked.shape, np.float32)

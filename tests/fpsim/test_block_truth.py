@@ -129,6 +129,9 @@ def test_results_go_where_they_are_told() -> None:
         assert_same_bits(out, want)
         same = x.copy()
         assert_same_bits(fpsim.quantize(same, name, out=same), want)
+        room = np.concatenate([x.reshape(-1), np.zeros(16, np.float32)])  # and half over itself
+        source, shifted = room[:256].reshape(4, 64), room[16:].reshape(4, 64)
+        assert_same_bits(fpsim.quantize(source, name, out=shifted), want)
     with pytest.raises(ValueError, match=r"out is float32\[2, 64\]; it must be float32\[4, 64\]"):
         fpsim.quantize(x, "mxfp4", out=np.empty((2, 64), np.float32))
 
