@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from fpsim._kernels import cuda as kernels
+from fpsim._kernels import cuda_arrays
 from fpsim.formats import Format
 
 THREADS = 256
@@ -70,7 +70,7 @@ def new(shape: tuple[int, ...], dtype: Any) -> Any:
 def zeros(shape: tuple[int, ...], dtype: Any) -> Any:
     """`new`, filled with zeros."""
     made = new(shape, dtype)
-    launch(kernels.clear, made.size, made.reshape(made.size))
+    launch(cuda_arrays.clear, made.size, made.reshape(made.size))
     return made
 
 
@@ -163,7 +163,7 @@ def _check(given: Codes, row: Format, name: str, dtype: Any) -> None:
     if low <= info.min and info.max <= high:
         return
     found = cuda.to_device(np.zeros(1, np.int32))
-    launch(kernels.outside, math.prod(given.shape), given.words, given.strides, given.shape, low, high, found)
+    launch(cuda_arrays.outside, math.prod(given.shape), given.words, given.strides, given.shape, low, high, found)
     if found.copy_to_host()[0]:
         raise ValueError(f"{name} has codes outside {row.name!r} (allowed: {low} to {high})")
 

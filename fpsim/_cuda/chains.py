@@ -9,7 +9,7 @@ from fpsim._cpu.chains import native
 from fpsim._cpu.integers import check_integers, integer_plan
 from fpsim._cuda.arrays import Codes, launch
 from fpsim._cuda.operands import values
-from fpsim._kernels import cuda as kernels
+from fpsim._kernels import cuda_arrays, cuda_products
 from fpsim.accumulators import IntegerAccumulator, PairwiseTree, SequentialFma
 from fpsim.formats import scalar_format
 from fpsim.reference import engine_nan
@@ -34,9 +34,9 @@ def sequential(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: SequentialFma
     smallest = dtype.type(row.smallest_normal if kind.flush else 0)
     if kind.flush:
         for array, limit in ((x, spec.a.smallest_normal), (y, spec.b.smallest_normal), (total, row.smallest_normal)):
-            launch(kernels.flush, array.size, array, array.dtype.type(limit), False)
-    launch(kernels.sequential, c.size, x, y, smallest, total)
-    launch(kernels.canonical, c.size, total, c, c.dtype.type(engine_nan(row)))
+            launch(cuda_arrays.flush, array.size, array, array.dtype.type(limit), False)
+    launch(cuda_products.sequential, c.size, x, y, smallest, total)
+    launch(cuda_arrays.canonical, c.size, total, c, c.dtype.type(engine_nan(row)))
 
 
 def pairwise(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: PairwiseTree, scales: Scales | None) -> None:
@@ -51,9 +51,9 @@ def pairwise(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: PairwiseTree, s
     smallest = np.float32(row.smallest_normal if kind.flush else 0)
     if kind.flush:
         for array, limit in ((x, spec.a.smallest_normal), (y, spec.b.smallest_normal), (total, row.smallest_normal)):
-            launch(kernels.flush, array.size, array, np.float32(limit), True)
-    launch(kernels.pairwise_kernel(kind.terms), c.size, x, y, smallest, total)
-    launch(kernels.canonical, c.size, total, c, c.dtype.type(engine_nan(row)))
+            launch(cuda_arrays.flush, array.size, array, np.float32(limit), True)
+    launch(cuda_products.pairwise_kernel(kind.terms), c.size, x, y, smallest, total)
+    launch(cuda_arrays.canonical, c.size, total, c, c.dtype.type(engine_nan(row)))
 
 
 def integer(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: IntegerAccumulator, scales: Scales | None) -> None:
@@ -64,7 +64,7 @@ def integer(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: IntegerAccumulat
         raise ValueError(f"backend='cuda' does not run {kind}; use backend='cpu'")
     failed = cuda.to_device(np.zeros(1, np.int32))
     x, y = values(a, spec.a), values(b.transposed(), spec.b)
-    launch(kernels.integer, c.size, x, y, integer_plan(kind), c, failed)
+    launch(cuda_products.integer, c.size, x, y, integer_plan(kind), c, failed)
     if failed.copy_to_host()[0]:
         raise OverflowError(
             f"a sum leaves the {kind.bits}-bit accumulator ({kind.low} to {kind.high}); backend='cpu' says which"

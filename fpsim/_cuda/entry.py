@@ -8,7 +8,7 @@ from numba import cuda
 
 from fpsim._cuda import need_device, run
 from fpsim._cuda.arrays import Codes, codes, empty, launch, native, new, zeros
-from fpsim._kernels import cuda as kernels
+from fpsim._kernels import cuda_arrays
 from fpsim.accumulators import Promoted
 from fpsim.codec import float_target
 from fpsim.formats import Format, container, scalar_format
@@ -70,7 +70,7 @@ def _start(given: Any, c: Any, shape: tuple[int, ...], dtype: np.dtype[Any], hel
     words = array.view(f"{kind}{dtype.itemsize}")
     if c is None:
         flat = words.reshape(words.size)
-        launch(kernels.clear, flat.size, flat)
+        launch(cuda_arrays.clear, flat.size, flat)
         return result, words
     source = native(c)
     if source.dtype.itemsize != dtype.itemsize or tuple(source.shape) != shape or not source.is_c_contiguous():
@@ -107,7 +107,7 @@ def _epilogue(words: Any, a_scale: Any, b_scale: Any, bias: Any) -> None:
     left, right = _vector(a_scale, words.shape[1], "a_scale"), _vector(b_scale, words.shape[2], "b_scale")
     added = cuda.to_device(np.zeros(0, np.float32)) if bias is None else _vector(bias, words.shape[2], "bias")
     scalar = left.size == right.size == 1
-    launch(kernels.epilogue, words.size, words, left, right, added, scalar, words.view(np.float32))
+    launch(cuda_arrays.epilogue, words.size, words, left, right, added, scalar, words.view(np.float32))
 
 
 def _cast(words: Any, out: Any, spec: MatmulSpec, held: Format) -> None:
@@ -119,7 +119,9 @@ def _cast(words: Any, out: Any, spec: MatmulSpec, held: Format) -> None:
     if row.name in ENGINE_NAN:
         target = target._replace(nan=ENGINE_NAN[row.name], negative_nan=ENGINE_NAN[row.name], payload_shift=63)
     codes_out = out.view(f"u{out.dtype.itemsize}").reshape(words.shape)
-    launch(kernels.cast, words.size, words.view(np.float32 if held.name == "f32" else np.float64), target, codes_out)
+    launch(
+        cuda_arrays.cast, words.size, words.view(np.float32 if held.name == "f32" else np.float64), target, codes_out
+    )
 
 
 def conv2d(
@@ -152,12 +154,12 @@ def conv2d(
         part = images[:, group * depth : (group + 1) * depth]
         kernel = weights[group * each : (group + 1) * each]
         geometry = (stride, padding, dilation, size, kernel_last)
-        launch(kernels.patches, pixels.size, part, (kh, kw), pad_code, *geometry, pixels)
+        launch(cuda_arrays.patches, pixels.size, part, (kh, kw), pad_code, *geometry, pixels)
         still = ((1, 1), (0, 0), (1, 1), (1, 1), kernel_last)
-        launch(kernels.patches, taps.size, kernel, (kh, kw), 0, *still, taps)
+        launch(cuda_arrays.patches, taps.size, kernel, (kh, kw), 0, *still, taps)
         made = zeros((1, pixels.shape[1], each), words.dtype)
         run(_whole(pixels), _whole(taps).transposed(), made, spec)
-        launch(kernels.channels_first, made.size, made, math.prod(size), group * each, words)
+        launch(cuda_arrays.channels_first, made.size, made, math.prod(size), group * each, words)
     return result
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from fpsim._cpu.plans import fused_plan, small_exponents, sum_plan
 from fpsim._cuda.arrays import Codes, launch, new, zeros
 from fpsim._cuda.operands import Side, empty_table, floats, powers
-from fpsim._kernels import cuda as kernels
+from fpsim._kernels import cuda_products
 from fpsim._kernels.accumulate import INFINITE
 from fpsim._kernels.cuda_tiles import THREADS, TILE, Tile, tile_kernel
 from fpsim.accumulators import FusedDot, Promoted, SplitK
@@ -63,7 +63,7 @@ class FusedProduct:
     def _run_outputs(self, start: Any, c: Any, redo: Any, begin: int, end: int, every: int) -> None:
         if self._unpacked is None:
             self._unpacked = (*self.left.unpacked(), *self.right.unpacked())
-        launch(kernels.fused, c.size, *self._unpacked, start, redo, self.plan, begin, end, every, c)
+        launch(cuda_products.fused, c.size, *self._unpacked, start, redo, self.plan, begin, end, every, c)
 
     def _run_tiles(self, c: Any, begin: int, end: int, every: int) -> None:
         if self._tiles is None:
@@ -110,7 +110,7 @@ def promoted(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: Promoted, scale
     for group, start in enumerate(range(0, depth, kind.every)):
         part = zeros(c.shape, c.dtype)
         product.run(part, start, min(start + kind.every, depth))
-        launch(kernels.add_scaled, c.size, c, part, left, right, group, ENGINE_NAN["f32"])
+        launch(cuda_products.add_scaled, c.size, c, part, left, right, group, ENGINE_NAN["f32"])
 
 
 def split_k(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: SplitK, scales: Scales | None) -> None:
@@ -124,7 +124,7 @@ def split_k(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: SplitK, scales: 
     for start, stop in split_ranges(a.shape[2], kind.splits, kind.tile):
         part = zeros(c.shape, c.dtype)
         product.run(part, start, stop, every)
-        launch(kernels.add, c.size, c, part, plan)
+        launch(cuda_products.add, c.size, c, part, plan)
 
 
 def _product(

@@ -8,7 +8,7 @@ import numpy as np
 from numba import cuda
 
 from fpsim._cuda.arrays import Codes, launch, new, zeros
-from fpsim._kernels import cuda as kernels
+from fpsim._kernels import cuda_arrays
 from fpsim._kernels.cuda_tiles import TILE
 from fpsim._operands import unpack as unpack_on_host
 from fpsim.codec import Array, decode, encode
@@ -81,7 +81,7 @@ class Side:
         """Significands and marked exponents, (T, rows, K')."""
         shape = (*self.codes.shape[:2], self.order.size)
         significands, exponents = new(shape, np.int32), new(shape, np.int16)
-        launch(kernels.unpack, int(np.prod(shape)), *self._common(), significands, exponents)
+        launch(cuda_arrays.unpack, int(np.prod(shape)), *self._common(), significands, exponents)
         return significands, exponents
 
     def tiles(self, limits: tuple[int, int]) -> tuple[Any, Any, Any]:
@@ -92,7 +92,7 @@ class Side:
         bad = zeros((t, rows), np.int8)
         row = scalar_format(self.converted) if self.converted else self.row
         args = (*self._common(), (*limits, row.mantissa_bits), values, exponents, bad)
-        launch(kernels.unpack_tiles, int(np.prod(shape)), *args)
+        launch(cuda_arrays.unpack_tiles, int(np.prod(shape)), *args)
         return values, exponents, bad
 
 
@@ -106,7 +106,7 @@ def values(given: Codes, row: Format, order: Array | None = None) -> Any:
         wanted = given.words.dtype if row.kind == "int" else np.dtype(row.code_dtype)
         table = empty_table(wanted.name, 1)
     out = zeros((*given.shape[:2], order.size), table.dtype)
-    launch(kernels.gather, out.size, given.words, given.strides, where, table, out)
+    launch(cuda_arrays.gather, out.size, given.words, given.strides, where, table, out)
     if row.kind != "int" and row.bits > 16:
         if row.shift:
             raise ValueError(f"backend='cuda' does not run {row.name} here; use backend='cpu'")
@@ -125,7 +125,7 @@ def floats(scales: Codes) -> Any:
     out = new(scales.shape, np.float32)
     where = cuda.to_device(np.arange(scales.shape[2], dtype=np.int32))
     words = scales.words.view(np.float32) if scales.words.dtype != np.float32 else scales.words
-    launch(kernels.gather, out.size, words, scales.strides, where, empty_table("float32", 1), out)
+    launch(cuda_arrays.gather, out.size, words, scales.strides, where, empty_table("float32", 1), out)
     return out
 
 
@@ -135,5 +135,5 @@ def integers(given: Codes, row: Format, point: int) -> Any:
     table = cuda.to_device((decode(every, row) * 2.0**point).astype(np.int32))
     out = new(given.shape, np.int32)
     order = cuda.to_device(np.arange(given.shape[2], dtype=np.int32))
-    launch(kernels.gather, out.size, given.words, given.strides, order, table, out)
+    launch(cuda_arrays.gather, out.size, given.words, given.strides, order, table, out)
     return out

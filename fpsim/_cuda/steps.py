@@ -5,7 +5,7 @@ from typing import Any
 from fpsim._cpu.steps import exact_plan, grouped_plan, two_stage_plan
 from fpsim._cuda.arrays import Codes, launch
 from fpsim._cuda.operands import Side, integers
-from fpsim._kernels import cuda as kernels
+from fpsim._kernels import cuda_products
 from fpsim.accumulators import FusedDot, GroupedDot, TwoStageDot
 from fpsim.formats import container, scalar_format
 from fpsim.spec import MatmulSpec
@@ -18,13 +18,13 @@ def exact(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: FusedDot, scales: 
     if spec.a.kind != "float" or spec.b.kind != "float" or container(kind.output).mantissa_bits > 23:
         raise ValueError(f"an exact FusedDot takes floats and gives at most f32, got {spec.a.name} x {spec.b.name}")
     plan, limbs = exact_plan(spec, kind, a.shape[2])
-    launch(kernels.exact_kernel(limbs), c.size, *_unpacked(a, b, spec), plan, c)
+    launch(cuda_products.exact_kernel(limbs), c.size, *_unpacked(a, b, spec), plan, c)
 
 
 def two_stage(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: TwoStageDot, scales: Scales | None) -> None:
     del scales
     plan = two_stage_plan(spec, kind)
-    launch(kernels.two_stage, c.size, *_unpacked(a, b, spec), plan, c)
+    launch(cuda_products.two_stage, c.size, *_unpacked(a, b, spec), plan, c)
 
 
 def grouped(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: GroupedDot, scales: Scales | None) -> None:
@@ -38,7 +38,7 @@ def grouped(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: GroupedDot, scal
         (b.transposed(), spec.b, points[1], scales[1].transposed()),
     ):
         sides += [integers(codes, operand, point), *Side(codes=scale, row=row, terms=1).unpacked()]
-    launch(kernels.grouped, c.size, *sides, plan, c)
+    launch(cuda_products.grouped, c.size, *sides, plan, c)
 
 
 def _unpacked(a: Codes, b: Codes, spec: MatmulSpec) -> tuple[Any, ...]:
