@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fpsim import _jit
 from fpsim._kernels import cpu
-from fpsim._kernels.scalar import FloatTarget
+from fpsim._kernels.scalar import SRA, FloatTarget
 from fpsim._tensors import host_array
 from fpsim.formats import BlockFormat, Format, scalar_format
 from fpsim.formats import format as find_format
@@ -90,7 +90,10 @@ def decode(codes: npt.ArrayLike, fmt: str | Format) -> Array:
         return array.view(np.float64).copy()
     if row.exponent_bits == 8 and row.mantissa_bits + row.shift == 23 and row.nan == "ieee":
         return (array & np.uint32(0xFFFFFFFF << row.shift & 0xFFFFFFFF)).view(np.float32)
-    raise ValueError(f"decode of {row.name!r} is not available: more than 16 bits and not a float32 or float64 layout")
+    if row.precision > 53:
+        raise ValueError(f"{row.name!r} has {row.precision} significant bits; allowed: 53, those of float64")
+    words = array.reshape(-1).astype(np.int64) >> row.shift
+    return _decode_floats(words, row).astype(row.value_dtype).reshape(array.shape)
 
 
 def quantize(
@@ -349,6 +352,11 @@ def _symmetric(row: FloatTarget) -> bool:
     )
 
 
+def _narrow(row: FloatTarget) -> bool:
+    """Whether `cpu.encode_words` covers the target: a deterministic rounding of float32 to at most 16 bits."""
+    return row.rounding < SRA and row.shift == 0 and row.payload_shift == 63 and row.minimum_exponent >= -126
+
+
 def _addition_top(row: FloatTarget) -> int | None:
     """float32 bits of the largest magnitude `cpu.encode_by_addition` is to see, None where it does not apply."""
     if row.overflow != row.infinity or not 0 <= row.overflow - row.max_code <= 1 or row.mantissa_bits < 1:
@@ -369,6 +377,10 @@ def _encode_floats(x: Array, target: FloatTarget, random: Array, count: int, out
         if target.minimum_exponent == -126 and target.negative_zero and target.negative_nan != target.nan:
             _jit.parallel(lambda i, j: cpu.encode_nearest_even(words, target, out, i, j), x.size, _GRAIN)
             return
+    if x.dtype == np.float32 and _narrow(target) and out.dtype.itemsize <= 2:
+        words = x.view(np.int32)
+        _jit.parallel(lambda i, j: cpu.encode_words(words, target, out, i, j), x.size, _GRAIN)
+        return
     wide = _float64(x).view(np.int64)
     _jit.parallel(lambda i, j: cpu.encode_floats(wide, target, random, count, out, i, j), x.size, _GRAIN)
 

@@ -488,6 +488,7 @@ FAMILIES: tuple[tuple[str, Callable[..., Format | BlockFormat]], ...] = (
         lambda u, n, f, narrow: integer(int(n), signed=not u, narrow=bool(narrow), fraction_bits=int(f or 0)),
     ),
     (r"(u?)e(\d+)m(\d+)(?:-finite|-bias(-?\d+))", free_float),
+    (r"e(\d+)m(\d+)-ieee", lambda e, m: ieee_float(f"e{e}m{m}-ieee", int(e), int(m))),
     (r"bfp(\d+)-b(\d+)", lambda bits, block: block_floating_point(int(bits), int(block))),
     (r"(.+)-g(\d+)(?:-(f16|bf16|f32))?", lambda element, group, scale: grouped(element, int(group), scale or "f16")),
 )
@@ -505,8 +506,9 @@ def format(name: str | Format | BlockFormat) -> Format | BlockFormat:  # noqa: A
     """The row called `name` (case and the fp16/fp32/fp64 aliases are forgiven; a row passes through).
 
     Parametric names need no row: binary8p4se (any P3109 format), int8.4 (fixed point), int8-narrow (symmetric),
-    e3m4-finite and e3m4-bias5 (no Inf or NaN, any bias), bfp6-b16 (block floating point), and any scalar format in
-    groups, <element>-g<length>[-f16|-bf16|-f32]: int3-g128, e2m1-g32-bf16.
+    e3m4-finite and e3m4-bias5 (no Inf or NaN, any bias), e6m9-ieee (with them, laid out as IEEE 754 does), bfp6-b16
+    (block floating point), and any scalar format in groups, <element>-g<length>[-f16|-bf16|-f32]: int3-g128,
+    e2m1-g32-bf16.
 
     Raises ValueError, naming the nearest row, for an unknown name.
     """

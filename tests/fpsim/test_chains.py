@@ -169,20 +169,22 @@ def test_fused_equals_gfloat(output: str, info: Any, mode: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(2, 8),
-    st.integers(0, 13),
+    st.integers(0, 30),
     st.sampled_from(DETERMINISTIC),
+    st.booleans(),
     st.booleans(),
     st.lists(st.tuples(*[st.integers(0, 0xFFFFFFFF)] * 2), min_size=1, max_size=6),
 )
-def test_any_format(exponent_bits: int, mantissa_bits: int, rounding: str, fused: bool, words: Any) -> None:
-    """Float32 operands of any bits into a P3109 format drawn at random."""
-    mantissa_bits = min(mantissa_bits, 15 - exponent_bits)
+def test_any_format(
+    exponent_bits: int, mantissa_bits: int, rounding: str, fused: bool, saturating: bool, words: Any
+) -> None:
+    """Float32 operands of any bits into a P3109 or IEEE-like format drawn at random."""
     width = max(1 + exponent_bits + mantissa_bits, 3)
-    mantissa_bits = width - 1 - exponent_bits
-    output = f"binary{width}p{mantissa_bits + 1}se"
+    output = f"binary{width}p{width - exponent_bits}se" if saturating else f"e{exponent_bits}m{mantissa_bits}-ieee"
     a = np.array([[x for x, _ in words]], np.uint32)
     b = np.array([[y] for _, y in words], np.uint32)
-    spec = MatmulSpec("f32", "f32", SequentialFma(output, rounding, fused=fused))
+    overflow = "saturate" if saturating else "infinity"
+    spec = MatmulSpec("f32", "f32", SequentialFma(output, rounding, fused=fused, overflow=overflow))
     assert_same_bits(fpsim.matmul(a, b, spec), fpsim.matmul(a, b, spec, backend="reference"), f"{spec} {words}")
 
 
