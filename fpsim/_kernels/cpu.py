@@ -4,7 +4,7 @@ import numpy as np
 
 from fpsim._jit import kernel
 from fpsim._kernels.intrinsics import bits_of, float_of, shift_right
-from fpsim._kernels.scalar import encode_float, philox, round_integer
+from fpsim._kernels.scalar import RD, RNA, RNE, RNZ, RODD, RU, encode_float, philox, round_integer
 
 PIECE = 4096  #: values between two looks for NaN
 
@@ -93,6 +93,58 @@ def encode_by_addition(words, target, top, out, start, stop):
                 sign = sign if has_negative_zero or code != 0 else np.int32(0)
                 sign = sign if has_negative_nan or magnitude <= infinity else np.int32(0)
                 codes[i] = np.int32(code | sign)
+
+
+@kernel
+def encode_words(words, target, out, start, stop):
+    """`encode_floats` for float32 patterns, deterministic roundings and codes of at most 16 bits, without branches.
+
+    A magnitude goes up a code where what is dropped, plus a tie-breaker, exceeds a limit: half a step if the rounding
+    is a nearest one; else nothing or everything, by the sign or (to odd) by the code below.
+    Needs a smallest exponent of at least float32's, whose subnormals then have too few bits to matter otherwise.
+    """
+    m, rounding = target.mantissa_bits, target.rounding
+    never, one, none, high, sticky = np.int32(0x7FFFFFFF), np.int32(1), np.int32(0), np.int32(31), np.int32(26)
+    nearest, to_odd = rounding == RNE or rounding == RNA or rounding == RNZ, rounding == RODD
+    even, away = np.int32(1 if rounding == RNE else 0), np.int32(1 if rounding == RNA else 0)
+    above, below = (none if rounding == RU or to_odd else never), (none if rounding == RD or to_odd else never)
+    smallest, kept, base = np.int32(target.minimum_exponent + 127), np.int32(23 - m), np.int32(target.base)
+    step, mantissa, implicit, infinite = np.int32(1 << m), np.int32(0x7FFFFF), np.int32(1 << 23), np.int32(0x7F800000)
+    has_zero, unsigned = target.base == 0, target.unsigned == 1
+    max_code, sign_bit, negative_code = np.int32(target.max_code), np.int32(target.sign_bit), np.int32(target.negative)
+    zeros = np.int32(target.zero), np.int32(target.negative_zero)
+    overflows = np.int32(target.overflow), np.int32(target.negative_overflow)
+    infinities = np.int32(target.infinity), np.int32(target.negative_infinity)
+    nans = np.int32(target.nan), np.int32(target.negative_nan)
+    words, out = words[start:stop], out[start:stop]
+    for i in range(out.size):
+        word = words[i]
+        negative = word < none
+        magnitude = np.int32(word & never)
+        field = shift_right(magnitude, np.int32(23))
+        significand = np.int32(np.int32(magnitude & mantissa) | (implicit if field > none else none))
+        field = max(field, one)
+        top = max(field, smallest)
+        short = min(np.int32(np.int32(top - field) + kept), sticky)  # 26: all of it is below half a step
+        half = shift_right(np.int32(1 << 30), np.int32(high - short))
+        rest = np.int32(significand & np.int32(np.int32(half + half) - one))
+        lower = np.int32(np.int32(np.int32(top - smallest) * step) + np.int32(shift_right(significand, short) + base))
+        odd = np.int32(lower & one)
+        limit = half if nearest else (below if negative else above)
+        limit = never if to_odd and odd == one else limit
+        code = np.int32(lower + (one if np.int32(rest + np.int32(np.int32(odd & even) | away)) > limit else none))
+        code = max(code, none)
+        vanished = has_zero and code == none
+        if unsigned:
+            signed = zeros[1] if vanished else negative_code
+        else:
+            signed = overflows[1] if code > max_code else np.int32(code | sign_bit)
+            signed = zeros[1] if vanished else signed
+        code = overflows[0] if code > max_code else code
+        code = signed if negative else code
+        code = (zeros[1] if negative else zeros[0]) if magnitude == none else code
+        code = (infinities[1] if negative else infinities[0]) if magnitude == infinite else code
+        out[i] = (nans[1] if negative else nans[0]) if magnitude > infinite else code
 
 
 @kernel
