@@ -105,7 +105,7 @@ def encode_words(words, target, out, start, stop):
     """
     m, rounding = target.mantissa_bits, target.rounding
     never, one, none, high, sticky = np.int32(0x7FFFFFFF), np.int32(1), np.int32(0), np.int32(31), np.int32(26)
-    nearest, to_odd = rounding == RNE or rounding == RNA or rounding == RNZ, rounding == RODD
+    nearest, to_odd = rounding in (RNE, RNA, RNZ), rounding == RODD
     even, away = np.int32(1 if rounding == RNE else 0), np.int32(1 if rounding == RNA else 0)
     above, below = (none if rounding == RU or to_odd else never), (none if rounding == RD or to_odd else never)
     smallest, kept, base = np.int32(target.minimum_exponent + 127), np.int32(23 - m), np.int32(target.base)

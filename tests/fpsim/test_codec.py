@@ -131,6 +131,21 @@ def test_encode_equals_reference_on_every_half_and_many_floats(name: str) -> Non
         assert_same_bits(expected.of_range(start, piece.size), expected(piece), name)
 
 
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("name", SMALL)
+def test_vector_roads_equal_the_scalar_one(name: str, rounding: str) -> None:
+    """float32 takes vector code, the same values as float64 the scalar function; every policy."""
+    near = (bits(np.concatenate([BF16_VALUES[::5], F16_VALUES[::7]])) + np.uint32(1)).view(np.float32)
+    tiny = np.arange(0, 1 << 24, 8191, dtype=np.uint32).view(np.float32)
+    x = np.concatenate([BF16_VALUES[::3], near, tiny, -tiny])
+    with np.errstate(invalid="ignore"):
+        wide = x.astype(np.float64)
+    for conversion in CONVERSIONS:
+        for overflow in (None, *OVERFLOWS):
+            choice = {"rounding": rounding, "overflow": overflow, "conversion": conversion}
+            assert_same_bits(fpsim.encode(x, name, **choice), fpsim.encode(wide, name, **choice), f"{name} {choice}")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("rounding", ROUNDINGS)
@@ -157,8 +172,10 @@ def test_encode_equals_ml_dtypes_on_every_float32(name: str) -> None:
 
 def every_float32(chunk: int = 1 << 24) -> Iterator[tuple[int, np.ndarray]]:
     """All 2**32 float32 bit patterns in ascending pieces, with where each piece starts."""
+    first, words = np.arange(chunk, dtype=np.uint32), np.empty(chunk, np.uint32)
     for start in range(0, 1 << 32, chunk):
-        yield start, np.arange(start, start + chunk, dtype=np.uint32).view(np.float32)
+        np.add(first, np.uint32(start), out=words)
+        yield start, words.view(np.float32)
 
 
 @pytest.mark.parametrize("name", ["bf16", "f16"])
