@@ -38,7 +38,7 @@ class Axes:
     block       : channels per Hadamard rotation at most
     gram_rows, kept_rows : calibration rows per layer (`analysis.runner.statistics`)
     samples     : images replayed for learned rounding and quantized inputs (`analysis.runner.samples`)
-    steps       : of learned rounding, per block
+    budget      : of learned rounding, "short" or "long" (`_learned.BUDGETS`); steps: per unit, in place of the budget's
     """
 
     transform: Transform = "none"
@@ -54,7 +54,8 @@ class Axes:
     gram_rows: int = 16384
     kept_rows: int = 1024
     samples: int = 160
-    steps: int = 300
+    budget: Literal["short", "long"] = "short"
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -63,10 +64,12 @@ class Axes:
             ("activations", Ranges),
             ("rounding", Rounding),
             ("inputs", Inputs),
+            ("budget", Literal["short", "long"]),
         ):
             if getattr(self, name) not in get_args(kind):
                 raise unknown(name, getattr(self, name), get_args(kind))
-        if self.rank < 0 or min(self.block, self.gram_rows, self.kept_rows, self.samples, self.steps) < 1:
+        counts = (self.block, self.gram_rows, self.kept_rows, self.samples, 1 if self.steps is None else self.steps)
+        if self.rank < 0 or min(counts) < 1:
             raise ValueError("rank must be at least 0; block, gram_rows, kept_rows, samples and steps at least 1")
         if self.rounding == "learned" and self.transform != "none":
             raise ValueError(

@@ -11,7 +11,7 @@ from analysis.runner import Calibration, calibrate, quantize, restore, sample, s
 from analysis.runner.quantize import plan
 from analysis.runner.samples import Call, collect, joined, replay, singles, take
 from analysis.scheme import scheme
-from fpsim.nn import Concatenated, QuantizedLayer
+from fpsim.nn import Concatenated, QuantizedLayer, scaling
 
 CAPTIONS = ["a red ring", "two blue squares", "green", "small dots"]
 PIPELINES = {"unet": unet_pipeline, "transformer": dit_pipeline}
@@ -195,6 +195,25 @@ def test_quantizing_in_order_beats_looking_at_full_precision_inputs(
             assert torch.equal(one.weight_codes, other.weight_codes)
 
 
+@pytest.mark.parametrize("formats", ["fp4-w4a8", "int4-w4a8+asymmetric", "nvfp4"])
+def test_learned_roundings_are_codes_and_differ_from_their_start(formats: str) -> None:
+    pipe = dit_pipeline()
+    calibration = calibrate(pipe, CAPTIONS, steps=3)
+    options = {"samples": 24, "steps": 60}  # an integer needs 49 steps of 0.04 to change sides
+    denoisers = {
+        method: quantize(pipe, formats, method=method, calibration=calibration, **used).transformer
+        for method, used in (("gptaq", {"samples": 24}), ("adaround", options))
+    }
+    changed = 0
+    for path, layer in denoisers["adaround"].named_modules():
+        if isinstance(layer, QuantizedLayer):
+            codes, scales = layer.weight_codes, layer.weight_scales
+            again = scaling.encode(layer.weight, layer.weight_quantizer, scales, 1)
+            assert torch.equal(scaling.decode(again, layer.weight_quantizer, scales, 1), layer.weight), path
+            changed += int((codes != denoisers["gptaq"].get_submodule(path).weight_codes).sum())
+    assert changed > 0
+
+
 # -- q-diffusion ------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +296,8 @@ def test_mistakes_are_one_line_each(unet: DiffusionPipeline) -> None:
         quantize(unet, "fp4-w4a4+asymmetric+dynamic")
     with pytest.raises(ValueError, match="goes with no transform and no side branch"):
         quantize(unet, "int8-w8a8", method="q-diffusion", calibration=calibration, transform="smooth", rounding="gptq")
+    with pytest.raises(ValueError, match="unknown budget 'shrt'; did you mean 'short'"):
+        quantize(unet, "int8-w8a8", method="adaround", calibration=calibration, budget="shrt")
     with pytest.raises(ValueError, match="unknown inputs 'quantised'; did you mean 'quantized'"):
         quantize(unet, "int8-w8a8", method="gptq", calibration=calibration, inputs="quantised")
     broken = unet_pipeline()
