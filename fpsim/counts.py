@@ -10,6 +10,9 @@ FusedDot, GroupedDot  steps of finite terms       terms (products,       those o
                       whose rounded sum exceeds   groups, the running    which nothing was      rounding changed the
                       the largest value           sum) that lost bits    left                   sum of aligned terms
                                                   when aligned
+TwoStageDot           the same, and products of   the same, where they   those of them below    steps whose result is
+                      2**128 and more             are first aligned      the alignment's unit   not the exact sum of
+                                                                                                their terms
 SequentialFma,        operations on finite        0: nothing is aligned  additions that left    operations that
 PairwiseTree          values whose rounded        away before the        one addend as it was   rounded (flushed
                       result exceeds the largest  rounding               although the other     results too)
@@ -106,7 +109,7 @@ def matmul(
 
     An epilogue's scales and bias have no part in it: leave them out.
     Raises what `fpsim.matmul` raises (OverflowError for overflow="error": count with "saturate" or "wrap"), and
-    ValueError for a TwoStageDot, scaled promotions, and float64 chains.
+    ValueError for scaled promotions and for float64 chains.
     """
     held = container(spec.accumulator.output)
     plain = MatmulSpec(spec.a, spec.b, spec.accumulator, "", spec.scale, spec.block)

@@ -10,7 +10,7 @@ from fpsim._cpu.fused import FusedProduct
 from fpsim._cpu.integers import check_integers, integer_plan, settle
 from fpsim._cpu.plans import narrow_plan
 from fpsim._cpu.rows import Scales, rows, words
-from fpsim._cpu.steps import exact_operands, grouped_operands
+from fpsim._cpu.steps import exact_operands, grouped_operands, two_stage_plan
 from fpsim._kernels import count
 from fpsim._kernels.accumulate import Sum
 from fpsim._kernels.chain import Narrow
@@ -23,6 +23,7 @@ from fpsim.accumulators import (
     Promoted,
     SequentialFma,
     SplitK,
+    TwoStageDot,
 )
 from fpsim.codec import Array
 from fpsim.formats import container, scalar_format
@@ -73,6 +74,15 @@ def _grouped(
     operands = grouped_operands(a, b, spec, kind, scales)
     marked = _marked(operands[-1].sum)
     rows(lambda i, j: count.grouped(*operands, marked, words(c), tally, i, j), c, a.shape[1])
+
+
+def _two_stage(
+    a: Array, b: Array, c: Array, tally: Array, spec: MatmulSpec, kind: TwoStageDot, scales: Scales | None
+) -> None:
+    del scales
+    plan = two_stage_plan(spec, kind)
+    sa, ea, sb, eb, whole, limbs = exact_operands(a, b, spec, FusedDot(None, None, output=kind.output), None)
+    rows(lambda i, j: count.two_stage(sa, ea, sb, eb, plan, whole, limbs, words(c), tally, i, j), c, a.shape[1])
 
 
 def _sequential(
@@ -167,6 +177,7 @@ def _add(
 _RUNNERS: dict[type[Accumulator], Callable[[Array, Array, Array, Array, MatmulSpec, Any, Scales | None], None]] = {
     FusedDot: _fused,
     GroupedDot: _grouped,
+    TwoStageDot: _two_stage,
     SequentialFma: _sequential,
     PairwiseTree: _pairwise,
     IntegerAccumulator: _integer,

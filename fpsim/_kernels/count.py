@@ -18,6 +18,8 @@ from fpsim._kernels.accumulate import (
     fused_step,
     grouped_step,
     round_sum,
+    truncated_sum,
+    two_stage_step,
     unpack_code,
 )
 from fpsim._kernels.chain import add, narrow, to_odd
@@ -92,6 +94,30 @@ def fused(sa, ea, sb, eb, plan, marked, out, tally, start, stop):
 
 
 @kernel
+def not_all(sa, ea, i, sb, eb, j, first, last, before, low, after, high, plan, limbs):
+    """Whether the products of k in first .. last and a running sum differ from what they became. Clears the limbs.
+
+    before, low; after, high : the sum's significand and exponent before and after.
+    """
+    point = plan.origin + plan.sum.container_mantissa_bits
+    for k in range(first, last):
+        x, y = np.int64(ea[i, k]), np.int64(eb[j, k])
+        if x != ZERO and y != ZERO:
+            p, q = np.int64(sa[i, k]), np.int64(sb[j, k])
+            at = x + y - plan.product_fraction_bits - plan.origin
+            add_product(limbs, abs(p), abs(q), at, (p < 0) != (q < 0), plan.wide)
+    add_at(limbs, abs(before), low - point, before < 0)
+    add_at(limbs, abs(after), high - point, after >= 0)
+    rest = False
+    for k in range(limbs.size - 1):
+        limbs[k + 1] += limbs[k] >> 32
+        rest = rest or (limbs[k] & 0xFFFFFFFF) != 0
+    rest = rest or limbs[limbs.size - 1] != 0
+    limbs[:] = 0
+    return rest
+
+
+@kernel
 def exact(sa, ea, sb, eb, plan, marked, limb_count, out, tally, start, stop):
     """Exact steps over all of K. A step was exact if its terms less its result are zero.
 
@@ -118,20 +144,51 @@ def exact(sa, ea, sb, eb, plan, marked, limb_count, out, tally, start, stop):
                     notes[OVERFLOW] += 1
                     notes[INEXACT] += 1
                     continue
+                rest = not_all(sa, ea, i, sb, eb, j, first, last, before, low, after, high, plan, limbs)
+                notes[INEXACT] += 1 if rest else 0
+            out[i, j] = c
+
+
+@kernel
+def two_stage(sa, ea, sb, eb, plan, whole, limb_count, out, tally, start, stop):
+    """TR-FDPA or GTR-FDPA steps over all of K. `whole`: the plan of the same dot product without any loss."""
+    limbs = np.zeros(limb_count, np.int64)
+    to, depth, f = plan.sum, sa.shape[1], plan.fraction_bits
+    stride = 2 if plan.interleaved else 1
+    for i in range(start, stop):
+        for j in range(sb.shape[0]):
+            c, notes = np.int64(out[i, j]), tally[i, j]
+            for first in range(0, depth, plan.terms):
+                last = min(first + plan.terms, depth)
+                before, low, kind = unpack_code(c, to)
+                c = two_stage_step(sa, ea, i, sb, eb, j, first, last, c, plan)
+                after, high, result = unpack_code(c, to)
+                finite = kind == 0
                 for k in range(first, last):
-                    x, y = np.int64(ea[i, k]), np.int64(eb[j, k])
-                    if x != ZERO and y != ZERO:
-                        p, q = np.int64(sa[i, k]), np.int64(sb[j, k])
-                        at = x + y - plan.product_fraction_bits - plan.origin
-                        add_product(limbs, abs(p), abs(q), at, (p < 0) != (q < 0), plan.wide)
-                add_at(limbs, abs(before), low - to.container_mantissa_bits - plan.origin, before < 0)
-                add_at(limbs, abs(after), high - to.container_mantissa_bits - plan.origin, after >= 0)
-                rest = False
-                for k in range(limbs.size - 1):
-                    limbs[k + 1] += limbs[k] >> 32
-                    rest = rest or (limbs[k] & 0xFFFFFFFF) != 0
-                notes[INEXACT] += 1 if rest or limbs[limbs.size - 1] != 0 else 0
-                limbs[:] = 0
+                    finite = finite and ea[i, k] < INFINITE and eb[j, k] < INFINITE
+                if not finite:
+                    continue
+                if result != 0:
+                    notes[OVERFLOW] += 1
+                    notes[INEXACT] += 1
+                    continue
+                e_dot = np.int64(-999)
+                for parity in range(stride):
+                    _, largest = truncated_sum(sa, ea, i, sb, eb, j, first + parity, last, stride, plan)
+                    e_dot = max(e_dot, largest)
+                    for k in range(first + parity, last, stride):
+                        x, y = np.int64(ea[i, k]), np.int64(eb[j, k])
+                        if x != ZERO and y != ZERO:
+                            product = abs(np.int64(sa[i, k]) * np.int64(sb[j, k]))
+                            note_term(product, f - largest + x + y - plan.product_fraction_bits, notes)
+                largest = max(e_dot, low)
+                if not plan.interleaved or low >= largest - f - 1:
+                    note_term(abs(before), f - to.container_mantissa_bits - largest + low, notes)
+                elif before != 0:
+                    notes[TRUNCATED] += 1
+                    notes[DROPPED] += 1
+                rest = not_all(sa, ea, i, sb, eb, j, first, last, before, low, after, high, whole, limbs)
+                notes[INEXACT] += 1 if rest else 0
             out[i, j] = c
 
 

@@ -13,6 +13,7 @@ from fpsim.accumulators import (
     Promoted,
     SequentialFma,
     SplitK,
+    TwoStageDot,
 )
 from fpsim.formats import container, scalar_format
 from fpsim.reference import chains, steps
@@ -54,6 +55,8 @@ def count(
         raise ValueError(f"no counts are defined for flushing or reordering, got {kind}")
     if isinstance(kind, FusedDot | GroupedDot):
         return _count_steps(pairs, c, kind, tally, scales, block)
+    if isinstance(kind, TwoStageDot):
+        return _count_two_stage(pairs, c, kind, tally)
     if isinstance(kind, SequentialFma):
         return _count_chain(pairs, c, kind, tally)
     if isinstance(kind, PairwiseTree):
@@ -112,6 +115,42 @@ def _count_steps(pairs: Pairs, c: int, kind: FusedDot | GroupedDot, tally: Tally
             terms = [int(x / unit) * unit for x in terms]
         tally.rounded(sum(terms, Fraction(0)), decode(c, held), kind.rounding, kind.output)
     return c
+
+
+def _count_two_stage(pairs: Pairs, c: int, kind: TwoStageDot, tally: Tally) -> int:
+    held, f = container(kind.output), kind.fraction_bits
+    for start in range(0, len(pairs), kind.terms):
+        part, number = pairs[start : start + kind.terms], decode(c, held)
+        c = steps.two_stage_step(part, number, kind)
+        result = decode(c, held)
+        if {x.kind for pair in part for x in pair} | {number.kind} != {"finite"}:
+            continue
+        exact = number.value + sum((a.value * b.value for a, b in part), Fraction(0))
+        tally.overflow += result.kind != "finite"
+        tally.inexact += result.kind != "finite" or result.value != exact
+        if result.kind != "finite":
+            continue
+        terms = [(a.value * b.value, a.exponent + b.exponent) for a, b in part]
+        largest = -999
+        for group in (terms[::2], terms[1::2]) if kind.interleaved else (terms,):
+            of_group = max((e for value, e in group if value != 0), default=-999)
+            largest = max(largest, of_group)
+            for value, _ in group:
+                _aligned(value, of_group - f, tally)
+        largest = max(largest, number.exponent)
+        if kind.interleaved and number.exponent < largest - f - 1:
+            tally.truncated += number.value != 0
+            tally.dropped += number.value != 0
+        else:
+            _aligned(number.value, largest - f, tally)
+    return c
+
+
+def _aligned(value: Fraction, exponent: int, tally: Tally) -> None:
+    """One term whose bits below 2**exponent go."""
+    unit = Fraction(2) ** exponent
+    tally.truncated += value % unit != 0
+    tally.dropped += 0 < abs(value) < unit
 
 
 def _added(x: Number, y: Number, result: Number, rounding: str, output: str, tally: Tally) -> None:

@@ -56,7 +56,7 @@ def _truncated_sum(terms: Sequence[tuple[Fraction, int]], fraction_bits: int) ->
     return sum((int(value / unit) * unit for value, _ in terms), Fraction(0)), largest
 
 
-def _two_stage_step(products: Sequence[tuple[Number, Number]], c: Number, kind: TwoStageDot) -> int:
+def two_stage_step(products: Sequence[tuple[Number, Number]], c: Number, kind: TwoStageDot) -> int:
     """TR-FDPA, and GTR-FDPA where `kind.interleaved` (arXiv:2511.10909)."""
     row = scalar_format(kind.output)
     terms = [(a.value * b.value, a.exponent + b.exponent) for a, b in products]
@@ -86,7 +86,7 @@ def _two_stage_step(products: Sequence[tuple[Number, Number]], c: Number, kind: 
 
 def two_stage_chain(pairs: Sequence[tuple[Number, Number]], c: int, kind: TwoStageDot) -> int:
     for start in range(0, len(pairs), kind.terms):
-        c = _two_stage_step(pairs[start : start + kind.terms], decode(c, kind.output), kind)
+        c = two_stage_step(pairs[start : start + kind.terms], decode(c, kind.output), kind)
     return c
 
 

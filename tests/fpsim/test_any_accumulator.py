@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 import fpsim
 from fpsim import counts
 from fpsim.accumulators import (
-    Accumulator,
     FusedDot,
     IntegerAccumulator,
     PairwiseTree,
@@ -101,12 +100,6 @@ SPECS = st.one_of(
 )
 
 
-def is_counted(kind: Accumulator) -> bool:
-    """Whether `fpsim.counts` keeps counts for it: not for two-stage steps."""
-    inner = kind.inner if isinstance(kind, Promoted | SplitK) else kind
-    return is_counted(inner) if inner is not kind else not isinstance(kind, TwoStageDot)
-
-
 CASES = given(SPECS, st.sampled_from(list(DISTRIBUTIONS)), st.integers(0, 2**32 - 1), st.integers(1, 40), st.booleans())
 
 
@@ -119,8 +112,7 @@ def check(spec: MatmulSpec, name: str, seed: int, depth: int, starts: bool) -> N
         c = random_codes(rng, held, (2, 2)).view(result_dtype(held.name))
     got = fpsim.matmul(a, b, spec, c)
     assert_same_bits(got, fpsim.matmul(a, b, spec, c, backend="reference"), f"{spec} {name} {seed} {depth}")
-    if is_counted(spec.accumulator):
-        assert_same_bits(counts.matmul(a, b, spec, c).result, got, f"counted: {spec} {name} {seed} {depth}")
+    assert_same_bits(counts.matmul(a, b, spec, c).result, got, f"counted: {spec} {name} {seed} {depth}")
 
 
 @settings(max_examples=40, deadline=None)

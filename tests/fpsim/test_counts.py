@@ -25,6 +25,9 @@ SPECS = [
     fpsim.engine("ampere/mma", "f16", out="f16"),
     fpsim.engine("cdna1/mfma", "bf16"),
     fpsim.engine("generic/fp32", "f32", "bf16"),
+    fpsim.engine("cdna3/mfma", "bf16"),
+    fpsim.engine("cdna3/mfma", "e4m3fnuz", "e5m2fnuz"),
+    MatmulSpec("f16", "bf16", TwoStageDot(6, 9, 14)),
     MatmulSpec("e4m3", "e5m2", FusedDot(8, 6, "rne", "e5m2")),
     MatmulSpec("e4m3", "e2m1", FusedDot(4, 9, "rz", "e2m1", -3)),
     MatmulSpec("f64", "f64", FusedDot(None, None, "rne")),
@@ -170,9 +173,10 @@ def test_encoding_counts_exceptions() -> None:
 
 
 def test_errors_say_what_is_possible() -> None:
-    a = np.zeros((2, 4), np.uint16)
-    with pytest.raises(ValueError, match=r"counts are kept for FusedDot, .*; not for TwoStageDot"):
-        counts.matmul(a, a.T, MatmulSpec("f16", "f16", TwoStageDot(4)))
+    a, one = np.zeros((2, 4), np.uint16), np.ones((2, 1), np.float32)
+    scaled = Promoted(FusedDot(4, 13), 4, scaled=True)
+    with pytest.raises(ValueError, match="counts are not kept for scaled promotions"):
+        counts.matmul(a, a.T, MatmulSpec("f16", "f16", scaled), a_scale=one, b_scale=one.T)
     with pytest.raises(ValueError, match="f64 only with 'rne'"):
         counts.matmul(a, a.T, MatmulSpec("f16", "f16", SequentialFma("f64")))
     with pytest.raises(ValueError, match=r"a is \(2, 4\) and b is \(2, 4\)"):
