@@ -17,7 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .npu.array import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,7 @@ class Device:
     units: how many compute units (SMs, cores, tiles) the rates cover; clocks: named, in hertz.
     power: board or package power limit in watts, None if unpublished.
     vector: rate of the ordinary float32 units where the float32 rate is that of the matrix engine.
+    npu: the systolic array, where the file describes one.
     calibration: parameters of the GPU model (`gpu.Parameters`) measured on this device instead of the global ones;
     empty for shipped devices, which share one set.
     """
@@ -102,6 +106,7 @@ class Device:
     vector: Quantity | None = None
     sources: Mapping[str, Source] = field(default_factory=dict)
     decisions: tuple[str, ...] = ()
+    npu: Layout | None = None
     calibration: Mapping[str, float] = field(default_factory=dict)
 
     def __hash__(self) -> int:
@@ -141,6 +146,7 @@ class Device:
             "clocks": {name: _plain(value) for name, value in self.clocks.items()},
             "power": _plain(self.power),
             "vector": _plain(self.vector),
+            "npu": _plain(self.npu),
             "memory": {m.name: _plain(m) for m in (self.dram, *self.caches.values())},
             "rates": [_plain(rate) for rate in self.rates.values()],
             "sources": {key: _plain(value) for key, value in self.sources.items()},

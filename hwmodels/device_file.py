@@ -13,6 +13,7 @@ from fpsim.formats import format as format_row
 
 from ._names import choose
 from .device import ComputeRate, Device, Memory, Quantity, Source
+from .npu.array import DATAFLOWS, Layout
 from .parameters import NAMES as PARAMETER_NAMES
 from .precision import accumulator_name
 from .quantity import convert
@@ -22,7 +23,7 @@ STATUSES = ("published", "measured", "derived", "assumed")
 KINDS = ("gpu", "npu", "tpu")
 
 
-class _Table:
+class Table:
     """A TOML table being consumed: every key is taken exactly once, the rest is an error."""
 
     def __init__(self, file: str, path: str, data: object) -> None:
@@ -60,15 +61,15 @@ class _Table:
         except ValueError as error:
             raise self.error(key, str(error)) from error
 
-    def table(self, key: str) -> _Table | None:
+    def table(self, key: str) -> Table | None:
         self.taken.add(key)
-        return _Table(self.file, f"{self.path}.{key}".strip("."), self.data[key]) if key in self.data else None
+        return Table(self.file, f"{self.path}.{key}".strip("."), self.data[key]) if key in self.data else None
 
-    def tables(self, key: str) -> dict[str, _Table]:
+    def tables(self, key: str) -> dict[str, Table]:
         inner = self.table(key)
         if inner is None:
             return {}
-        return {str(k): _Table(self.file, f"{inner.path}.{k}", v) for k, v in inner.data.items()}
+        return {str(k): Table(self.file, f"{inner.path}.{k}", v) for k, v in inner.data.items()}
 
     def quantity(self, key: str, dimension: str, sources: Mapping[str, Source]) -> Quantity | None:
         inner = self.table(key)
@@ -109,7 +110,7 @@ class _Table:
                 raise self.error(key, f"unknown key; allowed: {', '.join(sorted(self.taken))}")
 
 
-def _memory(table: _Table, name: str, sources: Mapping[str, Source]) -> Memory:
+def _memory(table: Table, name: str, sources: Mapping[str, Source]) -> Memory:
     out = Memory(
         name=name,
         technology=table.text("technology", ""),
@@ -120,14 +121,14 @@ def _memory(table: _Table, name: str, sources: Mapping[str, Source]) -> Memory:
     return out
 
 
-def _rates(root: _Table, sources: Mapping[str, Source], clocks: Mapping[str, Quantity]) -> dict[Any, ComputeRate]:
+def _rates(root: Table, sources: Mapping[str, Source], clocks: Mapping[str, Quantity]) -> dict[Any, ComputeRate]:
     rows = root.data.get("rate")
     root.taken.add("rate")
     if not isinstance(rows, list) or not rows:
         raise root.error("rate", "at least one [[rate]] is required")
     out: dict[tuple[str, str, str], ComputeRate] = {}
     for number, row in enumerate(rows):
-        table = _Table(root.file, f"rate[{number}]", row)
+        table = Table(root.file, f"rate[{number}]", row)
         activations = table.formats("operands")
         weights = table.formats("weights") if "weights" in table.data else None
         table.taken.add("weights")
@@ -162,7 +163,7 @@ def _rates(root: _Table, sources: Mapping[str, Source], clocks: Mapping[str, Qua
     return out
 
 
-def _calibration(root: _Table) -> dict[str, float]:
+def _calibration(root: Table) -> dict[str, float]:
     """Parameters of the GPU model fitted to this device's own measurements (`fpsim calibrate` writes them)."""
     table = root.table("calibration")
     if table is None:
@@ -175,6 +176,36 @@ def _calibration(root: _Table) -> dict[str, float]:
     return {name: float(value) for name, value in table.data.items()}
 
 
+def sources_of(root: Table) -> dict[str, Source]:
+    """The [sources] of a file, which its numbers name."""
+    sources = {}
+    for key, table in root.tables("sources").items():
+        sources[key] = Source(key=key, title=table.text("title"), date=table.text("date"), url=table.text("url", ""))
+        table.done()
+    return sources
+
+
+def _layout(
+    table: Table | None, sources: Mapping[str, Source], clocks: Mapping[str, Quantity], caches: Mapping[str, Memory]
+) -> Layout | None:
+    if table is None:
+        return None
+    found = {key: table.needed(key, "count", sources) for key in ("rows", "columns", "arrays")}
+    for key, value in found.items():
+        if value.value != int(value.value):
+            raise table.error(key, f"{value.value!r}; allowed: a whole number")
+    out = Layout(
+        **found,
+        dataflow=table.one_of("dataflow", DATAFLOWS),
+        overlap=table.flag("overlap", True),
+        clock=table.one_of("clock", tuple(clocks)),
+        scratchpad=table.one_of("scratchpad", tuple(caches)),
+        accumulators=table.one_of("accumulators", ("", *caches), ""),
+    )
+    table.done()
+    return out
+
+
 def parse_device(text: str, name: str, file: str = "") -> Device:
     """The device described by a TOML text.  ValueError names file, key and what is allowed."""
     file = file or f"{name}.toml"
@@ -182,11 +213,8 @@ def parse_device(text: str, name: str, file: str = "") -> Device:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{file}: not TOML: {error}") from error
-    root = _Table(file, "", data)
-    sources = {}
-    for key, table in root.tables("sources").items():
-        sources[key] = Source(key=key, title=table.text("title"), date=table.text("date"), url=table.text("url", ""))
-        table.done()
+    root = Table(file, "", data)
+    sources = sources_of(root)
     clock_table = root.table("clocks")
     clocks: dict[str, Quantity] = {}
     if clock_table is not None:
@@ -202,6 +230,7 @@ def parse_device(text: str, name: str, file: str = "") -> Device:
         raise root.error("dram", "missing; a table with bandwidth (and capacity) is required")
     if "bandwidth" not in dram_table.data:
         raise dram_table.error("bandwidth", "missing; a bandwidth { value, unit, source } is required")
+    caches = MappingProxyType({k: _memory(t, k, sources) for k, t in root.tables("cache").items()})
     device = Device(
         name=name,
         title=root.text("title"),
@@ -210,7 +239,7 @@ def parse_device(text: str, name: str, file: str = "") -> Device:
         architecture=root.text("architecture"),
         rates=MappingProxyType(_rates(root, sources, clocks)),
         dram=_memory(dram_table, "dram", sources),
-        caches=MappingProxyType({k: _memory(t, k, sources) for k, t in root.tables("cache").items()}),
+        caches=caches,
         units=units,
         unit_name=unit_name,
         clocks=MappingProxyType(clocks),
@@ -218,6 +247,7 @@ def parse_device(text: str, name: str, file: str = "") -> Device:
         vector=root.quantity("vector", "rate", sources),
         sources=MappingProxyType(sources),
         decisions=root.texts("decisions") if "decisions" in root.data else (),
+        npu=_layout(root.table("npu"), sources, clocks, caches),
         calibration=MappingProxyType(_calibration(root)),
     )
     root.taken.add("decisions")

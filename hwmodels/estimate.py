@@ -1,8 +1,8 @@
 """What an operation or a model costs on a device: one call, one result with named fields.
 
 `estimate(op, "fp8", "h200-sxm")` prices one kernel; `estimate(workload, scheme, device)` every kernel of a pass, the
-quantize work of the scheme included.  `model="roofline"` is a lower bound, "gpu" the calibrated model of `gpu.py`, and
-"auto" takes the best there is for the device.  `mode` and `cache` mean:
+quantize work of the scheme included.  `model="roofline"` is a lower bound, "gpu" the calibrated model of `gpu.py`,
+"systolic" that of `npu/`, and "auto" takes the best there is for the device.  `mode` and `cache` mean:
 
 graph     kernels replayed without host time, weights from main memory, activations as `cache` says ("warm", "cold")
 eager     one isolated call from the host, everything outside the caches; host time is not in the model yet
@@ -24,6 +24,9 @@ from .device import Device
 from .device_file import device as find_device
 from .fallback import vector_rate
 from .lower import MODES, Mode, Program, program, single
+from .npu.array import find_array
+from .npu.model import NOTE as SYSTOLIC_NOTE
+from .npu.model import price_systolic
 from .ops import Op
 from .precision import Precision, PrecisionLike, PrecisionMap, Shorthand, kernel_precision, precision_map
 from .pricing import MODELS, Executions, executions_of, find_machine, parameters_of, price_gpu, price_roofline
@@ -200,8 +203,8 @@ class _Alone:
         return self.precision
 
 
-def _notes(executions: Executions, dev: Device, mach: gpu.Machine | None, mode: str) -> list[str]:
-    notes = [NOTE if mach is None else GPU_NOTE]
+def _notes(executions: Executions, dev: Device, mach: gpu.Machine | None, mode: str, systolic: bool) -> list[str]:
+    notes = [] if systolic else [NOTE if mach is None else GPU_NOTE]
     if mode == "eager":
         notes.append("eager: the host's own time is not in the model; a model of many small kernels takes longer")
     for item in executions:
@@ -223,14 +226,16 @@ def estimate(
     """Price `work` in `precision` on `device`.
 
     precision: a shorthand ("fp8", "w4a16", ...), a `Precision`, or a scheme with `precision_for(op)`.
-    model: "roofline" (a lower bound, any device), "gpu" (calibrated, NVIDIA GPUs) or "auto" (the best for the device).
+    model: "roofline" (a lower bound, any device), "gpu" (calibrated, NVIDIA GPUs), "systolic" (devices with an [npu]
+    table) or "auto" (the best for the device).
     Raises ValueError for unknown names, and UnsupportedFormat where the device has neither the format nor a wider type.
     """
     choose("mode", mode, MODES)
     choose("cache", cache, CACHES)
     choose("model", model, MODELS)
     dev = find_device(device)
-    mach, why = find_machine(dev, model)
+    array = find_array(dev, model)
+    mach, why = find_machine(dev, "roofline" if array else model)
     scheme: PrecisionMap
     if isinstance(work, Workload):
         if not work.ops:
@@ -245,7 +250,10 @@ def estimate(
     kernels = run.distinct
     executions = executions_of(kernels, dev)
     warm = cache == "warm" and mode != "eager"
-    if mach is None:
+    times: Times
+    if array is not None:
+        times = price_systolic(kernels, executions, array, warm)
+    elif mach is None:
         times = price_roofline(kernels, executions, dev)
     else:
         times = price_gpu(kernels, executions, mach, parameters_of(dev), warm)
@@ -260,7 +268,7 @@ def estimate(
         name=name,
         device=dev.name,
         precision=precision if isinstance(precision, str) else str(getattr(scheme, "name", type(scheme).__name__)),
-        model="roofline" if mach is None else "gpu",
+        model="systolic" if array else "roofline" if mach is None else "gpu",
         mode=mode,
         cache=cache,
         time_s=seconds,
@@ -278,7 +286,8 @@ def estimate(
         exact=all(e is None or e.exact for e in executions),
         notes=(
             *((why,) if why else ()),
-            *_notes(executions, dev, mach, mode),
+            *((SYSTOLIC_NOTE,) if array else ()),
+            *_notes(executions, dev, mach, mode, array is not None),
             *(work.notes if isinstance(work, Workload) else ()),
         ),
         breakdown=Breakdown(program=run, executions=executions, times=times),

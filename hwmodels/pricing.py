@@ -16,7 +16,7 @@ from .ops import Attention, Conv, Gemm, Reduction
 from .precision import Precision
 from .roofline import Floats, Times, roofline
 
-MODELS = ("auto", "gpu", "roofline")
+MODELS = ("auto", "gpu", "roofline", "systolic")
 Executions: TypeAlias = tuple[Execution | None, ...]
 Chosen: TypeAlias = Sequence[tuple[Kernel, Execution | None]]
 
