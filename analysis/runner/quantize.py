@@ -134,7 +134,7 @@ def attend(denoiser: "Module", scheme: Scheme) -> None:
 
 def save(pipe: "DiffusionPipeline", folder: Path) -> None:
     """Write the denoiser of a quantized pipeline to `folder`, whole or not at all; `restore` reads it back."""
-    part = folder.with_name(f".{folder.name}.partial")
+    part = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(part, ignore_errors=True)
     getattr(pipe, denoiser_name(pipe)).save_pretrained(part)
     part.replace(folder)

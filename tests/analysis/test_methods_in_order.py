@@ -195,14 +195,14 @@ def test_quantizing_in_order_beats_looking_at_full_precision_inputs(
             assert torch.equal(one.weight_codes, other.weight_codes)
 
 
-@pytest.mark.parametrize("formats", ["fp4-w4a8", "int4-w4a8+asymmetric", "nvfp4"])
+@pytest.mark.parametrize("formats", ["fp4-w4a8", "int4-w4a8+asymmetric"])
 def test_learned_roundings_are_codes_and_differ_from_their_start(formats: str) -> None:
     pipe = dit_pipeline()
     calibration = calibrate(pipe, CAPTIONS, steps=3)
-    options = {"samples": 24, "steps": 60}  # an integer needs 49 steps of 0.04 to change sides
+    options = {"samples": 12, "gram_rows": 1024, "steps": 60}  # an integer needs 49 steps of 0.04 to change sides
     denoisers = {
         method: quantize(pipe, formats, method=method, calibration=calibration, **used).transformer
-        for method, used in (("gptaq", {"samples": 24}), ("adaround", options))
+        for method, used in (("gptaq", {"samples": 12, "gram_rows": 1024}), ("adaround", options))
     }
     changed = 0
     for path, layer in denoisers["adaround"].named_modules():
@@ -244,7 +244,7 @@ def test_q_diffusion_splits_learns_steps_and_survives_a_round_trip(tmp_path) -> 
     save(made, tmp_path / "made")
     back = restore(pipe, tmp_path / "made")
     assert torch.equal(sample(back, CAPTIONS, [1, 2, 3, 4], steps=2), sample(made, CAPTIONS, [1, 2, 3, 4], steps=2))
-    assert not list(tmp_path.glob(".*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 # -- signs ------------------------------------------------------------------------------------------------------------
