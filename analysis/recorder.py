@@ -98,6 +98,7 @@ def _attention(a: Arguments, out: torch.Tensor) -> list[dict[str, Any]]:
         "head_dim": q.shape[-1],
         "causal": bool(a["is_causal"]),
         "mask": a["attn_mask"] is not None,
+        "library": "torch",
     }
     if v.shape[-1] != q.shape[-1]:
         row["value_dim"] = v.shape[-1]
@@ -179,8 +180,67 @@ _FILLS = _words(
 _FREE = _words("empty empty_like empty_strided new_empty new_empty_strided detach alias lift_fresh _local_scalar_dense")
 
 
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [t for t in tree_leaves(value) if isinstance(t, torch.Tensor)]
+
+
 def _numel(value: Any) -> int:
     return sum(t.numel() for t in tree_leaves(value) if isinstance(t, torch.Tensor))
+
+
+def _layout(operands: list[torch.Tensor], out: Any) -> str:
+    """How the operands lie beside the result (`hwmodels.ops.LAYOUTS`).
+
+    Kernels run at full width where every operand has the result's shape and strides (single numbers aside) and no gaps;
+    a result whose neighbouring elements lie far apart in an operand of its size is read in pieces of one element.
+    """
+    if not isinstance(out, torch.Tensor):
+        return ""
+    wide = [t for t in operands if t.numel() > 1]
+    if not wide or out.numel() == 1:
+        return ""
+    inner = next((d for d in reversed(range(out.dim())) if out.shape[d] > 1), None)
+    for t in wide:
+        same = t.shape == out.shape
+        if same and inner is not None and t.numel() == out.numel() and t.stride(inner) > 8 and out.stride(inner) == 1:
+            return "transposed"
+    dense = all(t.shape == out.shape and _strides(t) == _strides(out) for t in wide)
+    return "" if dense and _dense(out) else "strided"
+
+
+def _strides(t: torch.Tensor) -> list[int]:
+    return [stride for stride, size in zip(t.stride(), t.shape, strict=True) if size > 1]
+
+
+def _dense(t: torch.Tensor) -> bool:
+    """Whether the elements fill their memory, in whatever order of the axes."""
+    expected = 1
+    for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+#: moves whose kernels compute an index per element, however their operands lie
+_INDEXED = _words(
+    """
+    index index_select gather embedding scatter scatter_ upsample_nearest1d upsample_nearest2d upsample_nearest3d
+    upsample_bilinear2d _upsample_nearest_exact2d constant_pad_nd reflection_pad2d replication_pad2d
+    replication_pad3d roll flip repeat repeat_interleave
+    """
+)
+
+
+def _moved(name: str, args: Any, out: Any) -> str:
+    tensors = _tensors(args)
+    if name in ("cat", "stack"):
+        return "" if all(t.is_contiguous() for t in tensors) else "transposed"
+    if name in _INDEXED:
+        return "strided"
+    target, sources = (tensors[0], tensors[1:]) if name == "copy_" else (out, tensors)
+    return _layout(sources, target)
 
 
 def classify(func: Any, args: Any, out: Any) -> tuple[list[dict[str, Any]], str]:
@@ -192,7 +252,7 @@ def classify(func: Any, args: Any, out: Any) -> tuple[list[dict[str, Any]], str]
     if writes == 0:
         return [], ""
     if name == "_to_copy":
-        return [{"op": Elementwise, "elements": writes, "function": "cast"}], ""
+        return [{"op": Elementwise, "elements": writes, "function": "cast", "layout": _layout(_tensors(args), out)}], ""
     if name in ("mm", "bmm", "addmm", "baddbmm"):
         a, b = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor)][-2:]
         return [
@@ -211,11 +271,13 @@ def classify(func: Any, args: Any, out: Any) -> tuple[list[dict[str, Any]], str]
         return [{"op": Move, "writes": writes, "function": "fill"}], ""
     if name in _MOVES:
         # a gather reads what it writes, not the whole table it picks from
-        return [{"op": Move, "writes": writes, "reads": min(reads, writes), "function": name.strip("_")}], ""
+        row = {"op": Move, "writes": writes, "reads": min(reads, writes), "function": name.strip("_")}
+        return [{**row, "layout": _moved(name, args, out)}], ""
     if name in _REDUCTIONS:
         return [{"op": Reduction, "elements": max(reads, 1), "outputs": writes, "function": name}], ""
     if torch.Tag.pointwise in func.tags:
-        return [{"op": Elementwise, "elements": writes, "reads": reads, "function": name.rstrip("_")}], ""
+        row = {"op": Elementwise, "elements": writes, "reads": reads, "function": name.rstrip("_")}
+        return [{**row, "layout": _layout(_tensors(args), out)}], ""
     return [{"op": Move, "writes": writes, "reads": reads, "function": name}], name
 
 

@@ -38,10 +38,10 @@ class Error:
 
 def error(data: Gemms, split: str, parameters: gpu.Parameters) -> Error:
     """The error on one group of measurements."""
-    return _summary(data.device, data.format, split, modelled(data, parameters) / data.seconds)
+    return summary(data.device, data.format, split, modelled(data, parameters) / data.seconds)
 
 
-def _summary(name: str, what: str, split: str, ratio: Floats) -> Error:
+def summary(name: str, what: str, split: str, ratio: Floats) -> Error:
     off = np.abs(ratio - 1)
     return Error(
         device=name,
@@ -73,14 +73,14 @@ def errors(parameters: gpu.Parameters | None = None) -> list[Error]:
 def other_errors(parameters: gpu.Parameters) -> list[Error]:
     """Errors on attention (fitted), quantize kernels (fitted) and FP8 chains (not fitted)."""
     out = [
-        _summary(d.device, "bfloat16", "attention, fitted", modelled_attention(d, parameters) / d.seconds)
+        summary(d.device, "bfloat16", "attention, fitted", modelled_attention(d, parameters) / d.seconds)
         for d in attention_measurements()
     ]
     for kind, (_, _, measured) in quantize_measurements().items():
-        out.append(_summary("h200-sxm", kind, "quantize, fitted", modelled_quantize(parameters, kind) / measured))
+        out.append(summary("h200-sxm", kind, "quantize, fitted", modelled_quantize(parameters, kind) / measured))
     for data in gemm_measurements():
         if data.format == "fp8":
-            out.append(_summary(data.device, "fp8 chain", "not fitted", fp8_chain(data, parameters) / data.seconds))
+            out.append(summary(data.device, "fp8 chain", "not fitted", fp8_chain(data, parameters) / data.seconds))
     return out
 
 

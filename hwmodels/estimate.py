@@ -5,7 +5,8 @@ quantize work of the scheme included.  `model="roofline"` is a lower bound, "gpu
 "systolic" that of `npu/`, and "auto" takes the best there is for the device.  `mode` and `cache` mean:
 
 graph     kernels replayed without host time, weights from main memory, activations as `cache` says ("warm", "cold")
-eager     one isolated call from the host, everything outside the caches; host time is not in the model yet
+eager     on one operation, an isolated call from the host, everything outside the caches; on a workload, the kernels of
+          `graph` issued by Python one after another, so that the host's time counts where it is longer
 compiled  as graph, pointwise and quantize work merged (see `lower.py`)
 """
 
@@ -29,7 +30,18 @@ from .npu.model import NOTE as SYSTOLIC_NOTE
 from .npu.model import price_systolic
 from .ops import Op
 from .precision import Precision, PrecisionLike, PrecisionMap, Shorthand, kernel_precision, precision_map
-from .pricing import MODELS, Executions, executions_of, find_machine, parameters_of, price_gpu, price_roofline
+from .pricing import (
+    HOST_LAUNCH,
+    MODELS,
+    Executions,
+    executions_of,
+    find_machine,
+    isolated,
+    launches,
+    parameters_of,
+    price_gpu,
+    price_roofline,
+)
 from .roofline import BOUNDS, NOTE, Times
 from .workload import Workload
 
@@ -128,7 +140,8 @@ class Estimate:
 
     time_s: seconds; compute_s, memory_s, launch_s, l2_s: its terms, which overlap, so they need not add up.
     bound: the term that takes most of the time.  achieved: matrix operations per second over the peak rates used.
-    bytes, macs, operations: moved and done, quantize work included.  energy_j: None, as no sourced figure is wired in.
+    bytes, macs, operations: moved and done, quantize work included.  energy_j: at most this, the published power limit
+    of the board times the time (None where no limit is published, and for a lower bound of the time).
     exact: False if a fallback changes values (see notes).
     """
 
@@ -203,10 +216,16 @@ class _Alone:
         return self.precision
 
 
-def _notes(executions: Executions, dev: Device, mach: gpu.Machine | None, mode: str, systolic: bool) -> list[str]:
+def _notes(
+    executions: Executions, dev: Device, mach: gpu.Machine | None, mode: str, host: bool, systolic: bool
+) -> list[str]:
     notes = [] if systolic else [NOTE if mach is None else GPU_NOTE]
-    if mode == "eager":
-        notes.append("eager: the host's own time is not in the model; a model of many small kernels takes longer")
+    if mode == "eager" and mach is None and not systolic:
+        notes.append("eager: the host's own time is not in the roofline; a model of many small kernels takes longer")
+    if host:
+        notes.append(
+            f"eager: the host issues launches of {HOST_LAUNCH * 1e6:.0f} us each, slower than the GPU runs them"
+        )
     for item in executions:
         if item is not None and item.note and item.note not in notes:
             notes.append(item.note)
@@ -249,21 +268,28 @@ def estimate(
         raise ValueError(f"nothing to estimate: {work!r}; allowed: an operation of hwmodels.ops or a Workload")
     kernels = run.distinct
     executions = executions_of(kernels, dev)
-    warm = cache == "warm" and mode != "eager"
+    whole = isinstance(work, Workload)
+    warm = cache == "warm" and (whole or mode != "eager")
     times: Times
     if array is not None:
         times = price_systolic(kernels, executions, array, warm)
     elif mach is None:
         times = price_roofline(kernels, executions, dev)
     else:
-        times = price_gpu(kernels, executions, mach, parameters_of(dev), warm)
+        times = price_gpu(kernels, executions, mach, parameters_of(dev), warm, mode)
+        times = isolated(times) if mode == "eager" and not whole else times
     count = np.bincount(run.which, weights=run.count, minlength=len(kernels))
     total = times.total * count
     bound = times.bound
     share = {term: float(total[bound == term].sum()) for term in BOUNDS}
     runs = [round(n) for n in count.tolist()]
     ideal = sum(2.0 * k.macs * n / e.rate.peak.value for k, e, n in zip(kernels, executions, runs, strict=True) if e)
-    seconds = float(total.sum())
+    seconds, launch = float(total.sum()), float(times.launch @ count)
+    host = HOST_LAUNCH * float(launches(kernels, mode) @ count) if whole and mode == "eager" and mach else 0.0
+    limited = host > seconds
+    if limited:
+        launch, seconds = launch + host - seconds, host
+        share["launch"] = seconds
     return Estimate(
         name=name,
         device=dev.name,
@@ -274,7 +300,7 @@ def estimate(
         time_s=seconds,
         compute_s=float(times.compute @ count),
         memory_s=float(times.memory @ count),
-        launch_s=float(times.launch @ count),
+        launch_s=launch,
         l2_s=float(times.l2 @ count),
         bound=max(share, key=lambda term: share[term]),
         achieved=ideal / seconds,
@@ -287,8 +313,9 @@ def estimate(
         notes=(
             *((why,) if why else ()),
             *((SYSTOLIC_NOTE,) if array else ()),
-            *_notes(executions, dev, mach, mode, array is not None),
+            *_notes(executions, dev, mach, mode, limited, array is not None),
             *(work.notes if isinstance(work, Workload) else ()),
         ),
         breakdown=Breakdown(program=run, executions=executions, times=times),
+        energy_j=None if dev.power is None or mach is None else dev.power.value * seconds,
     )

@@ -13,8 +13,7 @@ A closed form, vectorised over kernels and over the tile shapes a library would 
 6. The tile and split with the least time is taken, as an autotuned library would.
 
 The sustained clock lies between base and boost, boost * (base/boost)^`throttle`: both are published facts of a device,
-the exponent is one number for all.  Other kernels: pointwise work moves its bytes; attention is two products of padded
-heads beside the exponentials of the special-function units, which overlap them on Hopper and later.
+the exponent is one number for all.  Other kernels: `gpu_attention.py`, `gpu_pointwise.py` and `passes.py`.
 
 What is left out: library heuristics that choose badly (the largest errors on measured data are shapes one row above a
 multiple of a tile), temperature, other work on the device.  `calibrate.py` fits the numbers and states the errors.
@@ -37,21 +36,24 @@ from .roofline import Floats, Times
 #: tiles libraries ship, (rows, columns), and the ways they cut k
 TILES = (
     *((256, 128), (128, 256), (256, 256), (192, 128), (128, 192), (128, 128)),
+    *((192, 192), (192, 160), (128, 160), (160, 128)),
     *((256, 64), (64, 256), (128, 64), (64, 128), (64, 64)),
 )
 SPLITS = (1, 2, 4, 8)
+#: those of them that convolution libraries ship, what a partly filled last wave of theirs costs (they do not split what
+#: is left over), and their prologue beside a product's (they compute where every row of a tile comes from)
+IMPLICIT_TILES = ((256, 128), (128, 256), (128, 128), (256, 64), (128, 64), (64, 64))
+IMPLICIT_TAIL = 1.0
+IMPLICIT_PROLOGUE = 3.0
 _TM, _TN, _SPLIT = (
     np.array(c, dtype=np.float64) for c in zip(*((m, n, s) for m, n in TILES for s in SPLITS), strict=True)
 )
 
-#: head dimensions attention kernels are compiled for; others are padded to the next
-HEAD_DIMS = (32, 64, 96, 128, 160, 192, 224, 256)
 K_STEP = 64
 CHUNK = 1024  # kernels at a time: their candidates stay in the host's cache
-#: bytes per SM and clock that ordinary loads and stores stream through L2: about 3.2 TB/s on an A100
-L2_STREAM = 22
-#: per SM and clock: the special-function units of every NVIDIA SM since Volta (CUDA C++ programming guide)
-EXPONENTIALS = 16
+CLUSTER = 2.0  #: SMs that share one operand's loads, on Hopper and later
+
+_IMPLICIT = np.array([(m, n) in IMPLICIT_TILES for m, n in TILES for _ in SPLITS])
 
 #: how a generation feeds its tensor cores: registers, shared memory (asynchronously), tensor memory
 ENGINES: Mapping[str, str] = MappingProxyType({"hopper": "wgmma", "blackwell": "tcgen05"})
@@ -109,7 +111,7 @@ def _column(values: Any, size: int) -> Floats:
     return np.broadcast_to(np.asarray(values, dtype=np.float64), (size,))[:, None]
 
 
-def _together(*terms: Floats) -> Floats:
+def together(*terms: Floats) -> Floats:
     """The 4-norm: work that overlaps almost entirely (4 was what a free exponent settled near, and is cheap)."""
     fourth: Floats = sum((np.square(np.square(term)) for term in terms), start=np.zeros(1))
     return np.sqrt(np.sqrt(fourth))
@@ -129,14 +131,15 @@ def gemm(
     source: Any = None,
     shared: Any = 1.0,
     warm: bool = True,
+    implicit: Any = 0.0,
 ) -> Times:
     """Seconds of products, one array element each.
 
     rate: operations per SM and clock; read, weight, write: bytes per element of a, b and the result; source: elements
     of a in memory where they are fewer than m * k (a convolution's input); shared: 1 where b is a weight (cold),
-    0 where it is another activation; warm: activations may still be in L2.
+    0 where it is another activation; warm: activations may still be in L2; implicit: 1 for a convolution's kernel.
     """
-    given = (m, n, k, batch, rate, read, weight, write, shared)
+    given = (m, n, k, batch, rate, read, weight, write, shared, implicit)
     size = int(np.broadcast(*(np.asarray(x) for x in given)).size)
     columns = [_column(x, size) for x in given]
     once = columns[0] * columns[2] * columns[3] if source is None else _column(source, size)
@@ -154,13 +157,14 @@ def gemm(
 
 def _gemm(given: Sequence[Floats], warm: bool, mach: Machine, p: Parameters) -> Times:
     """`gemm` on columns of shape (kernels, 1), candidates along the second axis."""
-    m, n, k, batch, rate, read, weight, write, shared, once = given
+    m, n, k, batch, rate, read, weight, write, shared, implicit, once = given
     f = mach.clock
     efficiency = getattr(p, f"efficiency_{mach.engine}")
     rows, columns = np.ceil(m / _TM), np.ceil(n / _TN)
     tiles = rows * columns * _SPLIT * batch
     whole, part = np.divmod(tiles / mach.units, 1.0)
-    waves = np.maximum(whole + np.where(part > 0, p.tail + (1 - p.tail) * part, 0.0), 1.0)
+    tail = np.maximum(p.tail, implicit * IMPLICIT_TAIL)
+    waves = np.maximum(whole + np.where(part > 0, tail + (1 - tail) * part, 0.0), 1.0)
     depth = np.ceil(k / _SPLIT / K_STEP) * K_STEP
     # on tcgen05 two SMs share one operand, and tensor memory holds the result of one tile while the next is computed
     paired = 2.0 if mach.engine == "tcgen05" else 1.0
@@ -169,10 +173,11 @@ def _gemm(given: Sequence[Floats], warm: bool, mach: Machine, p: Parameters) -> 
     )
     store = _TM * _TN * write / p.store_bytes
     exposed = store if paired == 1.0 else store / waves
-    tile = tile + getattr(p, f"prologue_{mach.engine}") + exposed
+    prologue = getattr(p, f"prologue_{mach.engine}") * (1 + (IMPLICIT_PROLOGUE - 1) * implicit)
+    tile = tile + prologue + exposed
     compute = waves * tile / f
 
-    fan = 1.0 if mach.engine == "mma" else p.multicast
+    fan = 1.0 if mach.engine == "mma" else CLUSTER
     loads = np.minimum(
         _TM * read / np.minimum(columns, fan) + _TN * weight, _TM * read + _TN * weight / np.minimum(rows, fan)
     )
@@ -181,7 +186,8 @@ def _gemm(given: Sequence[Floats], warm: bool, mach: Machine, p: Parameters) -> 
 
     memory = _memory(m, n, k, batch, read, weight, write, shared, rows, columns, once, warm, mach, p)
     reduce = np.where(_SPLIT > 1, p.split_traffic * _SPLIT * batch * m * n * 8 / l2_rate + p.split_fixed, 0.0)
-    total = p.fixed + _together(compute, l2, memory) + reduce
+    total = p.fixed + together(compute, l2, memory) + reduce
+    total = np.where((implicit > 0) & ~_IMPLICIT, np.inf, total)
     best = total.argmin(axis=1)[:, None]
 
     def take(term: Floats) -> Floats:
@@ -230,50 +236,6 @@ def _memory(
     else:
         written = c
     return (traffic + written) / (mach.bandwidth * p.hbm)
-
-
-def pointwise(read: Any, written: Any, flops: Any, maximum: Any, mach: Machine, p: Parameters, warm: bool) -> Times:
-    """Seconds of kernels that move `read` and `written` bytes; maximum: 1 for a max-abs over a whole tensor."""
-    read, written, flops, maximum = (
-        np.atleast_1d(np.asarray(x, dtype=np.float64)) for x in (read, written, flops, maximum)
-    )
-    size = read + written
-    room = p.l2_share * mach.l2
-    held = np.clip(room / np.maximum(size, 1.0) - 1.0, 0.0, 1.0) if warm else np.zeros_like(size)
-    share = np.where(maximum > 0, p.amax_hbm, p.pointwise_hbm)
-    l2 = size / (mach.units * L2_STREAM * mach.clock)
-    memory = size * (1 - held) / (mach.bandwidth * share)
-    compute = flops / mach.vector if mach.vector else np.zeros_like(size)
-    launch = np.where(maximum > 0, p.amax_fixed, p.pointwise_fixed)
-    return Times(
-        total=launch + np.maximum(np.maximum(l2, memory), compute), compute=compute, memory=memory, launch=launch, l2=l2
-    )
-
-
-def attention(
-    batch: Any, heads: Any, queries: Any, keys: Any, head_dim: Any, rate: Any, size: Any, mach: Machine, p: Parameters
-) -> Times:
-    """Seconds of fused attention: `size` bytes moved once, heads padded to the dimension a kernel exists for."""
-    arrays = [
-        np.atleast_1d(np.asarray(x, dtype=np.float64)) for x in (batch, heads, queries, keys, head_dim, rate, size)
-    ]
-    batch, heads, queries, keys, head_dim, rate, size = np.broadcast_arrays(*arrays)
-    table = np.array(HEAD_DIMS, dtype=np.float64)
-    index = np.searchsorted(table, head_dim)
-    padded = np.where(index < len(table), table[np.minimum(index, len(table) - 1)], np.ceil(head_dim / 32) * 32)
-    blocks = batch * heads * np.ceil(queries / 128)
-    whole, part = np.divmod(blocks / mach.units, 1.0)
-    waves = np.maximum(whole + np.where(part > 0, p.tail + (1 - p.tail) * part, 0.0), 1.0)
-    scores = 128 * np.ceil(keys / 64) * 64
-    matrix = 4 * padded * scores / (rate * p.attention_efficiency)
-    softmax = scores / EXPONENTIALS
-    q = 1.0 if mach.engine == "mma" else p.attention_overlap
-    compute = waves * ((matrix**q + softmax**q) ** (1 / q) + getattr(p, f"prologue_{mach.engine}")) / mach.clock
-    memory = size / (mach.bandwidth * p.hbm)
-    total = p.fixed + _together(compute, memory)
-    return Times(
-        total=total, compute=compute, memory=memory, launch=np.full(len(total), p.fixed), l2=np.zeros(len(total))
-    )
 
 
 def join(parts: Sequence[tuple[Any, Times]], size: int) -> Times:

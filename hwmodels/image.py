@@ -18,7 +18,7 @@ class ImageCost:
 
     seconds: of the request; step_s, text_s, decode_s: its parts (step_s is one denoiser call).
     memory: bytes with every part resident; offloaded: with only the running part on the device (its copy not timed).
-    fits, fits_offloaded: None where the device states no capacity.
+    fits, fits_offloaded: None where the device states no capacity.  joules: at most, None where a part has none.
     """
 
     batch: int
@@ -31,6 +31,7 @@ class ImageCost:
     offloaded: float
     fits: bool | None
     fits_offloaded: bool | None
+    joules: float | None = None
 
     @property
     def images_per_second(self) -> float:
@@ -76,4 +77,12 @@ def image_cost(
         offloaded=offloaded,
         fits=None if capacity is None else memory <= capacity,
         fits_offloaded=None if capacity is None else offloaded <= capacity,
+        joules=_joules(denoiser, steps, [part for part in (text, decoder) if part is not None]),
     )
+
+
+def _joules(denoiser: Estimate, steps: int, others: list[Estimate]) -> float | None:
+    parts = [part.energy_j for part in others]
+    if denoiser.energy_j is None or None in parts:
+        return None
+    return steps * denoiser.energy_j + sum(part for part in parts if part is not None)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,16 @@ import numpy.typing as npt
 from . import gpu
 from .device import Device
 from .lower import single
-from .measured import HELD_OUT, is_held_out
+from .measured import FOLDER, HELD_OUT, is_held_out
 from .op import Op
-from .ops import Conv, Gemm
+from .ops import Attention, Conv, Elementwise, Gemm, Move
 from .precision import SHORTHANDS, Precision, kernel_precision
-from .pricing import executions_of, price_gpu
+from .pricing import executions_of, isolated, price_gpu
 from .roofline import Floats
 from .shape import from_words, to_words
+
+#: folder of measurements -> device
+DEVICES_OF: Mapping[str, str] = MappingProxyType({"h200": "h200-sxm"})
 
 COLUMNS = ("kind", "shape", "format", "variant", "mode", "cache", "seconds")
 
@@ -46,6 +50,16 @@ class Row:
     cache: str
     seconds: float
     suite: str = ""
+
+    @property
+    def covered(self) -> bool:
+        """Whether the model has a kernel for it: not for those chosen by hand, nor for torch's slow paths.
+
+        Left out: attention of a named backend, products with a scale per row or int32 sums, several kernels in a row
+        (a cast in eager torch), group norms of channels-last images (copied first), torch's own maximum.
+        """
+        chosen = self.variant in ("cudnn", "flash", "rowwise", "eager", "channels_last")
+        return not (chosen or self.format == "int8" or self.op.kind == "reduction")
 
     @property
     def held_out(self) -> bool:
@@ -93,8 +107,14 @@ def _row(row: Mapping[str, Any]) -> Row:
 
 
 @lru_cache(maxsize=4096)
-def _lowered(op: Op, form: str) -> tuple[Any, ...]:
+def _lowered(op: Op, form: str, variant: str) -> tuple[Any, ...]:
     precision: Precision = kernel_precision(form, op)
+    if isinstance(op, Elementwise) and variant in ("strided", "broadcast"):
+        op = replace(op, layout="strided")
+    if isinstance(op, Move) and op.function in ("transpose", "upsample"):
+        op = replace(op, layout="transposed" if op.function == "transpose" else "strided")
+    if isinstance(op, Attention):  # whatever was measured, torch ran it
+        op = replace(op, library="torch")
     if form == "int8" and isinstance(op, Gemm):  # the library's product leaves its int32 sums
         op = replace(op, out_dtype="int32")
     return single(op, precision).distinct
@@ -102,7 +122,7 @@ def _lowered(op: Op, form: str) -> tuple[Any, ...]:
 
 def modelled(rows: Sequence[Row], device: Device, parameters: gpu.Parameters) -> Floats:
     """Seconds the model gives each row."""
-    kernels = [kernel for row in rows for kernel in _lowered(row.op, row.format)]
+    kernels = [kernel for row in rows for kernel in _lowered(row.op, row.format, row.variant)]
     executions = executions_of(kernels, device)
     mach = gpu.machine(device, parameters)
     out = np.zeros(len(rows))
@@ -115,8 +135,9 @@ def modelled(rows: Sequence[Row], device: Device, parameters: gpu.Parameters) ->
             mach,
             parameters,
             warm=condition.endswith("warm"),
+            mode="eager" if condition.startswith("eager") else "graph",
         )
-        out[where] = times.total
+        out[where] = (isolated(times) if condition.startswith("eager") else times).total
     return out
 
 
@@ -128,6 +149,12 @@ def seconds(rows: Iterable[Row]) -> Floats:
 def held_out(rows: Iterable[Row]) -> npt.NDArray[np.bool_]:
     """Which rows no fit sees."""
     return np.array([row.held_out for row in rows])
+
+
+@lru_cache(maxsize=1)
+def own_measurements() -> Mapping[str, tuple[Row, ...]]:
+    """The kernels.csv of every device in `measurements/`, by device."""
+    return {DEVICES_OF[path.parent.name]: read(path) for path in sorted(FOLDER.glob("*/kernels.csv"))}
 
 
 def provenance(path: Path) -> dict[str, Any]:

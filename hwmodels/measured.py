@@ -19,6 +19,9 @@ import numpy.typing as npt
 
 from . import gpu
 from .device_file import device
+from .gpu_attention import attention
+from .gpu_pointwise import pointwise
+from .passes import Passes
 from .roofline import Floats
 
 FOLDER = Path(__file__).parent / "measurements"
@@ -139,7 +142,7 @@ def modelled_attention(data: Attentions, parameters: gpu.Parameters) -> Floats:
     mach = gpu.machine(found, parameters)
     rate = gpu.per_clock(found.rates["bf16", "bf16", "f32"], mach)
     size = 4 * data.batch * data.length * data.heads * data.head_dim * 2
-    return gpu.attention(
+    return attention(
         data.batch, data.heads, data.length, data.length, data.head_dim, rate, size, mach, parameters
     ).total
 
@@ -163,7 +166,8 @@ def modelled_quantize(parameters: gpu.Parameters, kind: str) -> Floats:
     m, k, _ = quantize_measurements()[kind]
     mach = gpu.machine(device("h200-sxm"), parameters)
     amax = kind == "amax"
-    return gpu.pointwise(2 * m * k, 4.0 if amax else m * k, m * k, float(amax), mach, parameters, warm=True).total
+    size = 2 * m * k + (4.0 if amax else m * k)
+    return pointwise(size, m * k, [Passes(maximum=amax)] * len(m), mach, parameters, warm=True).total
 
 
 def fp8_chain(data: Gemms, parameters: gpu.Parameters) -> Floats:
@@ -173,6 +177,8 @@ def fp8_chain(data: Gemms, parameters: gpu.Parameters) -> Floats:
     rate = gpu.per_clock(found.rates["e4m3", "e4m3", "f32"], mach)
     product = gpu.gemm(data.m, data.n, data.k, rate, mach, parameters, read=1.0, weight=1.0).total
     elements = data.m * data.k
-    amax = gpu.pointwise(2 * elements, 4.0, elements, 1.0, mach, parameters, warm=True).total
-    cast = gpu.pointwise(2 * elements, elements, elements, 0.0, mach, parameters, warm=True).total
+    amax, cast = (
+        pointwise(size, elements, [Passes(maximum=maximum)] * len(elements), mach, parameters, warm=True).total
+        for size, maximum in ((2 * elements + 4, True), (3 * elements, False))
+    )
     return product + amax + cast

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from ._names import choose
@@ -99,6 +99,15 @@ class Conv(Op):
             batch=self.groups,
             bias=self.bias,
         )
+
+    def padded_gemm(self, channels: int, columns: int) -> Gemm:
+        """`gemm()` as a kernel runs it: input channels padded to `channels` where the kernel has more than one element,
+        output channels to at least `columns`."""
+        gemm, elements = self.gemm(), math.prod(self.kernels)
+        if elements == 1:
+            return gemm
+        inner = -(-self.in_channels // self.groups // channels) * channels
+        return replace(gemm, k=inner * elements, n=max(gemm.n, columns))
 
     @property
     def macs(self) -> int:
@@ -204,12 +213,21 @@ class ConvNd(Conv):
         return self.output
 
 
+#: whose attention kernel
+LIBRARIES = ("", "torch")
+
+#: how operands lie in memory: alike and dense; with gaps or repeated (an index is computed per element); or so that
+#: neighbours in the result are far apart in an operand
+LAYOUTS = ("", "strided", "transposed")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attention(Op):
     """softmax(Q K^T) V per head: (queries, head_dim) x (keys, head_dim) x (keys, value_dim).
 
     kv_heads: heads of K and V when fewer (grouped queries); causal: query i sees keys up to i (aligned at the end);
-    mask: an additive mask of queries x keys is read once per batch row.
+    mask: an additive mask of queries x keys is read once per batch row; library: whose kernel it is ("torch": the one
+    its scaled_dot_product_attention picks, which tracing records; "": the best there is).
     """
 
     batch: int = 1
@@ -221,9 +239,11 @@ class Attention(Op):
     kv_heads: int | None = None
     causal: bool = False
     mask: bool = False
+    library: str = ""
     MATMUL: ClassVar[bool] = True
 
     def _check(self) -> None:
+        choose("library", self.library, LIBRARIES)
         for name in ("value_dim", "kv_heads"):
             if getattr(self, name) is not None:
                 check_size("Attention", name, getattr(self, name))
@@ -300,12 +320,19 @@ class Softmax(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Elementwise(Op):
-    """`elements` results of a pointwise function; `reads` elements in all, 0 meaning one operand of that size."""
+    """`elements` results of a pointwise function; `reads` elements in all, 0 meaning one operand of that size.
+
+    layout: one of `LAYOUTS`.
+    """
 
     elements: int
     function: str = "copy"
     reads: int = 0
+    layout: str = ""
     FUSABLE: ClassVar[bool] = True
+
+    def _check(self) -> None:
+        choose("layout", self.layout, LAYOUTS)
 
     @property
     def flops(self) -> int:
@@ -336,11 +363,18 @@ class Reduction(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Move(Op):
-    """Elements moved without arithmetic: "cat", "pad", "resize", "embedding", "copy", "index", "roll", ..."""
+    """Elements moved without arithmetic: "cat", "pad", "resize", "embedding", "copy", "index", "roll", ...
+
+    layout: one of `LAYOUTS`.
+    """
 
     writes: int
     reads: int = 0
     function: str = "copy"
+    layout: str = ""
+
+    def _check(self) -> None:
+        choose("layout", self.layout, LAYOUTS)
 
     @property
     def traffic(self) -> Traffic:

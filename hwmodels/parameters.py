@@ -12,9 +12,9 @@ from pathlib import Path
 class Parameters:
     """The global parameters, one set for all devices (values: fitted by `calibrate.py` on hwmodels/measurements).
 
-    Times in seconds, prologues in SM cycles, loads in bytes per clock and SM, the rest are fractions.  Efficiencies are
-    relative to the rate at the sustained clock; attention's may exceed 1, since it draws less power than a product.
-    mma, wgmma and tcgen05 are the ways a generation feeds its tensor cores (`gpu.ENGINES`).
+    Times in seconds, prologues and latency in SM cycles, loads in bytes and rates in elements per clock and SM, the
+    rest are fractions.  Efficiencies are relative to the rate at the sustained clock; attention's may exceed 1, since
+    it draws less power than a product.  mma, wgmma, tcgen05: how a generation feeds its tensor cores (`gpu.ENGINES`).
     """
 
     fixed: float
@@ -28,7 +28,6 @@ class Parameters:
     load_bytes: float
     l2_bytes: float
     l2_share: float
-    multicast: float
     hbm: float
     tail: float
     split_traffic: float
@@ -38,6 +37,9 @@ class Parameters:
     pointwise_hbm: float
     amax_fixed: float
     amax_hbm: float
+    scalar_rate: float
+    math_rate: float
+    latency: float
     attention_overlap: float
     attention_efficiency: float
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -11,12 +11,23 @@ import numpy as np
 from . import gpu
 from .device import Device
 from .fallback import Execution, execution, vector_rate
-from .lower import Kernel
-from .ops import Attention, Conv, Gemm, Reduction
+from .gpu_attention import attention
+from .gpu_pointwise import pointwise
+from .lower import Kernel, Mode
+from .ops import Attention, Conv, Gemm
+from .passes import around, passes
 from .precision import Precision
 from .roofline import Floats, Times, roofline
 
 MODELS = ("auto", "gpu", "roofline", "systolic")
+#: what an isolated call from the host takes beyond its kernel: measured on an H200 (graph against eager, cold L2)
+ISOLATED = 2.4e-6
+#: what Python and torch take to issue one launch of a model, one after another: measured on the host of an H200 (27 to
+#: 30 us over SD1.5, SDXL and DiT, torch 2.11); a fast desktop processor takes a third of it
+HOST_LAUNCH = 28e-6
+#: an implicit product steps through K by 64 channels of one filter element, and has tiles of at least 128 columns
+CHANNELS, COLUMNS = 64, 128
+
 Executions: TypeAlias = tuple[Execution | None, ...]
 Chosen: TypeAlias = Sequence[tuple[Kernel, Execution | None]]
 
@@ -67,7 +78,12 @@ def price_roofline(kernels: Sequence[Kernel], executions: Executions, dev: Devic
 
 
 def price_gpu(
-    kernels: Sequence[Kernel], executions: Executions, mach: gpu.Machine, parameters: gpu.Parameters, warm: bool
+    kernels: Sequence[Kernel],
+    executions: Executions,
+    mach: gpu.Machine,
+    parameters: gpu.Parameters,
+    warm: bool,
+    mode: Mode = "graph",
 ) -> Times:
     """Times of the GPU model: products, attention and the rest in one call each."""
     kinds: dict[str, list[int]] = {"product": [], "attention": [], "pointwise": []}
@@ -75,12 +91,31 @@ def price_gpu(
         op = kernel.op
         kind = "product" if isinstance(op, Gemm | Conv) else "attention" if isinstance(op, Attention) else "pointwise"
         kinds[kind].append(position)
+    how = How(mach=mach, p=parameters, warm=warm, mode=mode)
     parts = [
-        (positions, _PRICERS[kind]([(kernels[i], executions[i]) for i in positions], mach, parameters, warm))
+        (positions, _PRICERS[kind]([(kernels[i], executions[i]) for i in positions], how))
         for kind, positions in kinds.items()
         if positions
     ]
     return gpu.join(parts, len(kernels))
+
+
+def isolated(times: Times) -> Times:
+    """The same kernels called one at a time by an idle host."""
+    return replace(times, total=times.total + ISOLATED, launch=times.launch + ISOLATED)
+
+
+def launches(kernels: Sequence[Kernel], mode: Mode) -> Floats:
+    """How many kernels each of them is on the device."""
+    compiled = mode == "compiled"
+
+    def count(kernel: Kernel) -> float:
+        if isinstance(kernel.op, Conv):
+            extra = around(kernel.op, compiled)
+            return 1 + (extra.launches if extra else 0)
+        return passes(kernel, compiled).launches
+
+    return _array(count(kernel) for kernel in kernels)
 
 
 def _array(values: Iterable[float]) -> Floats:
@@ -91,18 +126,28 @@ def _per_clock(chosen: Chosen, mach: gpu.Machine) -> Floats:
     return _array(gpu.per_clock(e.rate, mach) if e else 1.0 for _, e in chosen)
 
 
-def _products(chosen: Chosen, mach: gpu.Machine, p: gpu.Parameters, warm: bool) -> Times:
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """What every kernel of a program is priced with."""
+
+    mach: gpu.Machine
+    p: gpu.Parameters
+    warm: bool
+    mode: Mode
+
+
+def _products(chosen: Chosen, how: How) -> Times:
     ops = [k.op for k, _ in chosen]
-    gemms = [op.gemm() if isinstance(op, Conv) else op for op in ops]
+    gemms = [op.padded_gemm(CHANNELS, COLUMNS) if isinstance(op, Conv) else op for op in ops]
     widths = np.array([k.precision.widths(k.op) for k, _ in chosen]) / 8
     products = [g for g in gemms if isinstance(g, Gemm)]
-    return gpu.gemm(
+    times = gpu.gemm(
         m=_array(g.m for g in products),
         n=_array(g.n for g in products),
         k=_array(g.k for g in products),
-        rate=_per_clock(chosen, mach),
-        mach=mach,
-        parameters=p,
+        rate=_per_clock(chosen, how.mach),
+        mach=how.mach,
+        parameters=how.p,
         batch=_array(g.batch for g in products),
         read=widths[:, 1],
         weight=np.where([g.parameter for g in products], widths[:, 0], widths[:, 1]),
@@ -112,36 +157,48 @@ def _products(chosen: Chosen, mach: gpu.Machine, p: gpu.Parameters, warm: bool) 
             for op, g in zip(ops, products, strict=True)
         ),
         shared=_array(float(g.parameter) for g in products),
-        warm=warm,
+        warm=how.warm,
+        implicit=_array(float(isinstance(op, Conv) and max(op.kernels) > 1) for op in ops),
     )
+    extra = [around(op, how.mode == "compiled") if isinstance(op, Conv) else None for op in ops]
+    where = [i for i, item in enumerate(extra) if item is not None]
+    if not where:
+        return times
+    none = np.zeros(len(where))
+    more = pointwise(none, none, [item for item in extra if item is not None], how.mach, how.p, how.warm)
+    out = {}
+    for item in fields(Times):
+        column = getattr(times, item.name).copy()
+        column[where] += getattr(more, item.name)
+        out[item.name] = column
+    return Times(**out)
 
 
-def _attentions(chosen: Chosen, mach: gpu.Machine, p: gpu.Parameters, warm: bool) -> Times:
+def _attentions(chosen: Chosen, how: How) -> Times:
     ops = [k.op for k, _ in chosen if isinstance(k.op, Attention)]
-    return gpu.attention(
+    return attention(
         batch=_array(op.batch for op in ops),
         heads=_array(op.heads for op in ops),
         queries=_array(op.queries for op in ops),
         keys=_array(op.pairs / op.queries for op in ops),
         head_dim=_array(max(op.head_dim, op.value_dim or 0) for op in ops),
-        rate=_per_clock(chosen, mach),
+        rate=_per_clock(chosen, how.mach),
         size=_array(k.bytes for k, _ in chosen),
-        mach=mach,
-        p=p,
+        mach=how.mach,
+        p=how.p,
+        torch=_array(op.library == "torch" or how.mode == "eager" for op in ops),
+        mask=_array(op.mask for op in ops),
     )
 
 
-def _pointwise(chosen: Chosen, mach: gpu.Machine, p: gpu.Parameters, warm: bool) -> Times:
-    return gpu.pointwise(
-        read=_array(k.bytes for k, _ in chosen),
-        written=0.0,
+def _pointwise(chosen: Chosen, how: How) -> Times:
+    return pointwise(
+        size=_array(k.bytes for k, _ in chosen),
         flops=_array(k.flops for k, _ in chosen),
-        maximum=_array(
-            float(isinstance(k.op, Reduction) and k.op.function == "amax" and k.members == 1) for k, _ in chosen
-        ),
-        mach=mach,
-        p=p,
-        warm=warm,
+        work=[passes(k, how.mode == "compiled") for k, _ in chosen],
+        mach=how.mach,
+        p=how.p,
+        warm=how.warm,
     )
 
 

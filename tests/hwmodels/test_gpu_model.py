@@ -7,7 +7,21 @@ import numpy as np
 import pytest
 
 import hwmodels
-from hwmodels import Attention, Conv2d, Elementwise, Gemm, Workload, calibrate, errors, estimate, gpu, measured
+from hwmodels import (
+    Attention,
+    Conv2d,
+    Elementwise,
+    Gemm,
+    Move,
+    Norm,
+    Workload,
+    calibrate,
+    errors,
+    estimate,
+    gpu,
+    measured,
+    pricing,
+)
 
 PARAMETERS = gpu.load()
 H100 = gpu.machine(hwmodels.device("h100-sxm"), PARAMETERS)
@@ -82,10 +96,77 @@ def test_attention_pays_for_the_padded_head():
     assert attention(64) < 0.9 * attention(72)
 
 
-def test_a_convolution_costs_about_its_implicit_product():
+def test_a_convolution_costs_its_product_and_what_is_launched_around_it():
     conv = Conv2d(batch=2, in_channels=640, out_channels=640, height=64, width=64, kernel=3)
-    as_gemm = estimate(conv.gemm(), "bf16", "h200-sxm").time_s
-    assert 0.8 * as_gemm < estimate(conv, "bf16", "h200-sxm").time_s <= as_gemm
+    alone = estimate(conv, "bf16", "h200-sxm").time_s
+    assert 0.8 < alone / estimate(conv.gemm(), "bf16", "h200-sxm").time_s < 1.5
+    biased = estimate(replace(conv, bias=True), "bf16", "h200-sxm")
+    copied = estimate(replace(conv, layout="channels_first"), "bf16", "h200-sxm")
+    assert copied.time_s > biased.time_s > alone
+    both = replace(conv, layout="channels_first", bias=True)
+    work = Workload(name="one", ops=(both,))
+    assert estimate(work, "bf16", "h200-sxm", mode="compiled").time_s == pytest.approx(alone, rel=0.02)
+    point = replace(conv, kernel=1, padding=0)  # a product in either layout
+    assert estimate(replace(point, layout="channels_first"), "bf16", "h200-sxm").time_s == pytest.approx(
+        estimate(point, "bf16", "h200-sxm").time_s
+    )
+
+
+def test_few_channels_cost_a_whole_step_of_them():
+    few, many = (
+        Conv2d(in_channels=channels, out_channels=320, height=128, width=128, kernel=3) for channels in (4, 64)
+    )
+    assert estimate(few, "bf16", "h200-sxm").compute_s == estimate(many, "bf16", "h200-sxm").compute_s
+    assert few.padded_gemm(64, 128).k == many.padded_gemm(64, 128).k == 576
+
+
+@pytest.mark.parametrize("op", [Elementwise(elements=2**24, function="mul"), Move(writes=2**24, reads=2**24)])
+def test_operands_that_lie_apart_cost_time(op):
+    plain, strided, transposed = (
+        estimate(replace(op, layout=layout), "bf16", "h200-sxm").time_s for layout in ("", "strided", "transposed")
+    )
+    assert 1.5 * plain < strided < 0.6 * transposed
+    work = Workload(name="one", ops=(replace(op, layout="strided"),))
+    compiled = estimate(work, "bf16", "h200-sxm", mode="compiled").time_s
+    assert compiled < strided if isinstance(op, Elementwise) else compiled == pytest.approx(strided)
+
+
+def test_few_large_groups_take_longer_than_many_small_ones():
+    few, many = (Norm(rows=rows, columns=2**27 // rows, variant="group", affine=256) for rows in (32, 2048))
+    assert estimate(few, "bf16", "h200-sxm").time_s > 3 * estimate(many, "bf16", "h200-sxm").time_s
+    assert estimate(Norm(rows=77, columns=1280), "bf16", "h200-sxm").bound == "launch"
+
+
+def test_attention_of_torch_pads_more_and_adds_masks():
+    def attention(**kwargs):
+        op = Attention(batch=2, heads=16, queries=4096, keys=kwargs.pop("keys", 4096), **kwargs)
+        return estimate(op, "bf16", "h200-sxm").time_s
+
+    assert attention(head_dim=72, library="torch") > 1.1 * attention(head_dim=72)
+    assert attention(head_dim=64, library="torch") == pytest.approx(attention(head_dim=64), rel=0.05)
+    plain = attention(head_dim=64, keys=300, library="torch")
+    assert attention(head_dim=64, keys=300, library="torch", mask=True) > 1.1 * plain
+    # an odd number of keys cannot be read several at a time
+    odd, even = (attention(head_dim=64, keys=keys, library="torch", mask=True) for keys in (303, 304))
+    assert odd > 1.2 * even
+
+
+def test_modes_of_a_whole_model():
+    ops = tuple(
+        op
+        for i in range(20)
+        for op in (Gemm(path=f"{i}", m=64, n=256, k=256), Elementwise(path=f"{i}.a", elements=64 * 256))
+    )
+    work = Workload(name="small kernels", ops=ops)
+    eager, graph, compiled = (estimate(work, "bf16", "h200-sxm", mode=m) for m in ("eager", "graph", "compiled"))
+    assert eager.time_s == pytest.approx(40 * pricing.HOST_LAUNCH)
+    assert eager.bound == "launch"
+    assert any("the host issues launches" in note for note in eager.notes)
+    assert compiled.time_s <= graph.time_s < 0.2 * eager.time_s
+    large = Workload(name="large", ops=(Gemm(m=8192, n=8192, k=8192),))
+    times = [estimate(large, "bf16", "h200-sxm", mode=m).time_s for m in ("eager", "graph")]
+    assert times[0] == times[1]
+    assert graph.energy_j == pytest.approx(700 * graph.time_s)
 
 
 def test_a_model_is_priced_kernel_by_kernel():
@@ -111,11 +192,12 @@ def test_a_model_is_priced_kernel_by_kernel():
 
 def test_devices_the_model_does_not_cover_fall_back_to_the_roofline_and_say_so():
     op = Gemm(m=512, n=512, k=512)
-    result = estimate(op, "int8", "tpu-v5e")
+    result = estimate(op, "int8", "mi300x")
     assert result.model == "roofline"
+    assert result.energy_j is None
     assert "the GPU model needs an NVIDIA GPU" in result.notes[0]
     with pytest.raises(gpu.NotModelled):
-        estimate(op, "int8", "tpu-v5e", model="gpu")
+        estimate(op, "int8", "mi300x", model="gpu")
 
 
 def test_a_what_if_device_moves_the_estimate():
