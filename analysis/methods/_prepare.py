@@ -164,8 +164,11 @@ def _part(
     quantizer, scales = _ranges.of_weight(layer.weight, values, axes.weights, axes.split, mine)
     activation, input_scales = layer.activation, None
     if activation is not None and activation.needs_calibration and seen is not None and kept is not None:
-        low, high = seen.channel_low[start:stop].amin(), seen.channel_high[start:stop].amax()
-        ends: tuple[tuple[float, float], ...] = ((float(low), float(high)),)
+        low, high = float(seen.channel_low[start:stop].amin()), float(seen.channel_high[start:stop].amax())
+        if whole and not transformed and request.calibration is not None:  # which saw more images than a sample did
+            before = request.calibration.range(layer.path)
+            low, high = min(low, before[0]), max(high, before[1])
+        ends: tuple[tuple[float, float], ...] = ((low, high),)
         if transformed:
             ends = ((float(kept.min()), float(kept.max())),)
         if activation.steps > 1:
