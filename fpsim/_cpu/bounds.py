@@ -37,36 +37,41 @@ def of_fused(
     left, right = fixed_point(a), fixed_point(b)
     if left is None or right is None or plan.half or plan.narrow or scalar_format(kind.output).mantissa_bits != 23:
         return None
-    return bounds(x, ex, left, y, ey, right, plan.step, plan.fraction_bits, plan.zero_exponent)
+    tops_x, tops_y = ex.max(axis=1), ey.reshape(-1, x.shape[1] * PANEL).max(axis=1)
+    return bounds(x, tops_x, left, y, tops_y, right, plan.step, plan.fraction_bits, plan.zero_exponent)
 
 
 def bounds(
     x: Array,
-    ex: Array,
+    tops_x: Array,
     left: float,
     y: Array,
-    ey: Array,
+    tops_y: Array,
     right: float,
     step: int,
     fraction_bits: int,
     zero_exponent: int,
 ) -> Bounds | None:
-    """Of values x (M, K) and y (panels * K, PANEL), which `left` and `right` make int32 of, and of their exponents."""
+    """Of values x (M, K) and y (panels * K, PANEL), which `left` and `right` make int32 of.
+
+    tops_x, tops_y : the largest exponents of the rows of x and of the panels of y.
+    """
     depth, steps, panels = x.shape[1], x.shape[1] // step, len(y) // max(x.shape[1], 1)
-    units, tops = (np.empty(len(x), np.int32) for _ in range(2))
+    units = np.empty(len(x), np.int32)
     norms_x = np.empty((len(x), steps), np.float32)
-    one = (x, ex, step, np.float32(left), units, tops, norms_x)
+    one = (x, step, np.float32(left), units, norms_x)
     _jit.parallel(lambda i, j: certified.row_bounds(*one, i, j), len(x), 16)
-    panel_units, panel_tops = (np.empty(panels, np.int32) for _ in range(2))
+    panel_units = np.empty(panels, np.int32)
     panel_norms = np.empty((steps, panels), np.float32)
-    other = (y, ey, depth, step, np.float32(right), panel_units, panel_tops, panel_norms)
+    other = (y, depth, step, np.float32(right), panel_units, panel_norms)
     _jit.parallel(lambda i, j: certified.panel_bounds(*other, i, j), panels)
     starts = np.arange(0, panels, vector.COLUMNS // PANEL)
     units_x = (units / left).astype(np.float32)
     units_y = (np.minimum.reduceat(panel_units, starts) / right).astype(np.float32)
     # 2**(U + F) against 2**E, in float64, where these powers of two are exact
     reach = np.outer(units_x.astype(np.float64), units_y) * 2.0**fraction_bits
-    largest = np.exp2(np.add.outer(tops, np.maximum.reduceat(panel_tops, starts)).astype(np.float64))
+    sums = np.add.outer(tops_x.astype(np.int64), np.maximum.reduceat(tops_y.astype(np.int64), starts))
+    largest = np.exp2(sums.astype(np.float64))
     holds = np.maximum(largest, 2.0**zero_exponent) <= reach
     if not holds.any():
         return None

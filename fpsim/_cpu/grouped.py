@@ -45,41 +45,47 @@ def _certified(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: GroupedDot,
     """Fill what is certified of c; returns which (row, tile) that is."""
     none = np.zeros((c.shape[0], -(-c.shape[1] // vector.COLUMNS)), bool)
     step = kind.group * kind.groups
-    x, ex, left = _scaled(a, spec.a, scales[0], spec, step)
-    y, ey, right = _scaled(np.ascontiguousarray(b.T), spec.b, np.ascontiguousarray(scales[1].T), spec, step)
+    x, tops_x, left = _scaled(a, spec.a, scales[0], spec, step, 1)
+    y, tops_y, right = _scaled(b, spec.b, scales[1], spec, step, 0)
     if left is None or right is None:
         return none
+    y = panels.pack(y)
+    tops_y = np.maximum.reduceat(tops_y, np.arange(0, tops_y.size, panels.PANEL))
     zero = NO_FLOOR if kind.zero_exponent is None else kind.zero_exponent
-    y, ey = panels.pack(np.ascontiguousarray(y.T)), panels.pack(np.ascontiguousarray(ey.T), -1000)
-    found: Bounds | None = bounds(x, ex, left, y, ey, right, step, kind.fraction_bits, max(zero, -1000))
+    found: Bounds | None = bounds(x, tops_x, left, y, tops_y, right, step, kind.fraction_bits, max(zero, -1000))
     if found is None:
         return none
     value = np.pad(c.view(np.float32), ((0, 0), (0, -c.shape[1] % LANES)))
     good = found.certified.copy()
     args = (x, y, step, kind.fraction_bits, value, good, found.units_x, found.units_y, found.norms_x, found.norms_y)
     rows(lambda i, j: certified.chained_certified(*args, i, j), c, a.shape[1])
-    wide = np.repeat(good, vector.COLUMNS, axis=1)[:, : c.shape[1]]
-    np.copyto(c, value[:, : c.shape[1]].view(c.dtype), where=wide)
+    if good.all():
+        c[...] = value[:, : c.shape[1]].view(c.dtype)
+    else:
+        wide = np.repeat(good, vector.COLUMNS, axis=1)[:, : c.shape[1]]
+        np.copyto(c, value[:, : c.shape[1]].view(c.dtype), where=wide)
     return good
 
 
-def _scaled(codes: Array, row: Format, scales: Array, spec: MatmulSpec, step: int) -> tuple[Array, Array, float | None]:
-    """Rows of float32 values times their scales, K padded to whole steps; the exponents of the scales where the element
-    is not zero; and what makes int32 of all values (None if nothing does, or a scale is NaN)."""
-    kind = scalar_format(spec.scale or "")
+def _scaled(
+    codes: Array, row: Format, scales: Array, spec: MatmulSpec, step: int, axis: int
+) -> tuple[Array, Array, float | None]:
+    """float32 values times their scales, K (`axis`) padded to whole steps; the largest exponent of the scales of each
+    row of a or column of b; and what makes int32 of all values (None if nothing does, or a scale is NaN)."""
+    kind, length = scalar_format(spec.scale or ""), spec.block or 1
     _, powers = unpack(scales, kind)
-    whole, used = decode(scales, kind).astype(np.float32), powers != ZERO
-    pad = -codes.shape[1] % step
+    used = powers != ZERO
+    tops = np.where(used, powers, np.int16(-1000)).max(axis=axis)
+    pad = [(0, 0), (0, 0)]
+    pad[axis] = (0, -codes.shape[axis] % step)
+    values = decode(np.pad(codes, pad) if pad[axis][1] else codes, row)
+    each = np.repeat(decode(scales, kind).astype(np.float32), length, axis=axis)
+    each = each[: values.shape[0], : values.shape[1]]
+    with np.errstate(over="ignore"):  # then it does not fit either
+        values[: each.shape[0], : each.shape[1]] *= each  # what is beyond is padding
     if not used.any():
-        shape = (len(codes), codes.shape[1] + pad)
-        return np.zeros(shape, np.float32), np.full(shape, -1000, np.int16), 1.0
+        return values, tops, 1.0
     least, most = int(powers[used].min()), int(powers[used].max())
     point = row.mantissa_bits - row.minimum_exponent + kind.mantissa_bits - least
     fits = most + 1 + top_exponent(row) + 1 + point <= 30 and abs(point) <= 60
-    length = spec.block or 1
-    steps = np.repeat(np.where(used, powers, -1000).astype(np.int16), length, axis=1)[:, : codes.shape[1]]
-    with np.errstate(over="ignore"):  # then it does not fit either
-        values = decode(codes, row) * np.repeat(whole, length, axis=1)[:, : codes.shape[1]]
-    steps = np.where(values == 0, np.int16(-1000), steps)
-    x = np.pad(values, ((0, 0), (0, pad)))
-    return x, np.pad(steps, ((0, 0), (0, pad)), constant_values=-1000), 2.0**point if fits else None
+    return values, tops, 2.0**point if fits else None

@@ -184,17 +184,16 @@ def chained_certified(x, y, step, fraction_bits, c, certified, units_x, units_y,
 
 
 @kernel
-def row_bounds(x, ex, step, fixed, units, tops, norms, start, stop):
-    """For rows of x: the lowest set bit of any value, the largest exponent, and the norm of each step, squared.
+def row_bounds(x, step, fixed, units, norms, start, stop):
+    """For rows of x: the lowest set bit of any value, and the norm of each step, squared.
 
     fixed : a power of two that makes int32 of every value.
     """
     for i in range(start, stop):
-        bits, top = np.int32(0), np.int32(-32768)
+        bits = np.int32(0)
         for k in range(x.shape[1]):
             bits |= np.int32(x[i, k] * fixed)
-            top = max(top, np.int32(ex[i, k]))
-        units[i], tops[i] = np.int32(bits & np.int32(-bits)) if bits != 0 else np.int32(1), top
+        units[i] = np.int32(bits & np.int32(-bits)) if bits != 0 else np.int32(1)
         for s in range(norms.shape[1]):
             total = np.float32(0)
             for k in range(s * step, (s + 1) * step):
@@ -203,19 +202,21 @@ def row_bounds(x, ex, step, fixed, units, tops, norms, start, stop):
 
 
 @kernel
-def panel_bounds(y, ey, depth, step, fixed, units, tops, norms, start, stop):
+def panel_bounds(y, depth, step, fixed, units, norms, start, stop):
     """The same for panels start .. stop of b, each as a whole: the norm is the largest of its columns'."""
     width = y.shape[1]
-    squares = np.empty(width, np.float32)
+    squares, seen = np.empty(width, np.float32), np.empty(width, np.int32)
     for p in range(start, stop):
-        bits, top = np.int32(0), np.int32(-32768)
+        seen[:] = np.int32(0)
         for s in range(depth // step):
             squares[:] = np.float32(0)
             for k in range(s * step, (s + 1) * step):
                 for j in range(width):
                     value = y[p * depth + k, j]
                     squares[j] += np.float32(value * value)
-                    bits |= np.int32(value * fixed)
-                    top = max(top, np.int32(ey[p * depth + k, j]))
+                    seen[j] |= np.int32(value * fixed)
             norms[s, p] = squares.max()
-        units[p], tops[p] = np.int32(bits & np.int32(-bits)) if bits != 0 else np.int32(1), top
+        bits = np.int32(0)
+        for j in range(width):
+            bits |= seen[j]
+        units[p] = np.int32(bits & np.int32(-bits)) if bits != 0 else np.int32(1)
