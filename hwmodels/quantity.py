@@ -26,7 +26,7 @@ UNITS: Mapping[str, Mapping[str, float]] = MappingProxyType(
         "power": {"W": 1.0, "kW": 1e3},
         "time": {"ns": 1e-9, "us": 1e-6, "ms": 1e-3},
         "energy": {"pJ/byte": 1e-12, "pJ/bit": 8e-12, "pJ/64bit": 1e-12 / 8},
-        "operation energy": {"pJ": 1e-12, "fJ": 1e-15},
+        "per-operation energy": {"pJ": 1e-12, "fJ": 1e-15},
         "count": {"1": 1.0},
     }
 )

@@ -55,12 +55,14 @@ class Energy:
 
     def sram_byte(self, capacity: float) -> float:
         """Joules per byte read or written in a memory of `capacity` bytes."""
-        points = [(math.log(size.value), math.log(access.value)) for size, access in self.sram]
-        at = min(max(math.log(capacity), points[0][0]), points[-1][0])
-        for (x0, y0), (x1, y1) in pairwise(points):
-            if at <= x1:
-                return math.exp(y0 + (y1 - y0) * (at - x0) / (x1 - x0))
-        return math.exp(points[-1][1])
+        smallest, largest = self.sram[0], self.sram[-1]
+        if capacity <= smallest[0].value:
+            return smallest[1].value
+        for (size, access), (next_size, next_access) in pairwise(self.sram):
+            if capacity < next_size.value:
+                share = math.log(capacity / size.value) / math.log(next_size.value / size.value)
+                return access.value * (next_access.value / access.value) ** share
+        return largest[1].value
 
     def dram_byte(self, technology: str) -> float:
         """Joules per byte of main memory; `technology` begins with one of the names listed ("HBM2e": HBM)."""
@@ -131,8 +133,8 @@ def parse_energy(text: str, name: str) -> Energy:
     out = Energy(
         name=name,
         title=root.text("title"),
-        add=quantities("add", "operation energy"),
-        multiply=quantities("multiply", "operation energy"),
+        add=quantities("add", "per-operation energy"),
+        multiply=quantities("multiply", "per-operation energy"),
         sram=tuple(sorted(memories, key=lambda pair: pair[0].value)),
         dram=quantities("dram", "energy"),
         sources=sources,

@@ -41,7 +41,7 @@ def _layer(name, dims):
     return scalesim.Layer(name=name, **dict(zip(names, sizes, strict=True)))
 
 
-@pytest.mark.parametrize(("path", "columns", "row"), _cases())
+@pytest.mark.parametrize(("path", "columns", "row"), list(_cases()))
 def test_every_measured_report_to_the_last_digit(path, columns, row):
     reports = scalesim.layer_rows(scalesim.replay(_layer(row[0], row[1]), _config(path)))
     values = [

@@ -50,11 +50,13 @@ def run(config: Config, layers: Sequence[Layer]) -> list[LayerResult]:
     return [known[layer.shape] for layer in layers]
 
 
-def write_reports(config: Config, layers: Sequence[Layer], folder: str | Path) -> Path:
-    """Write the three reports to folder/run_name, as SCALE-Sim does; the folder they are in."""
+def write_reports(
+    config: Config, layers: Sequence[Layer], folder: str | Path, results: Sequence[LayerResult] = ()
+) -> Path:
+    """Write the three reports to folder/run_name, as SCALE-Sim does; the folder they are in.  results: if known."""
     out = Path(folder) / config.run_name
     out.mkdir(parents=True, exist_ok=True)
-    rows = [layer_rows(result) for result in run(config, layers)]
+    rows = [layer_rows(result) for result in results or run(config, layers)]
     for name, columns in REPORTS.items():
         lines = ["LayerID, " + ", ".join(columns) + ",\n"]
         lines += [f"{i}, " + ", ".join(str(value) for value in row[name]) + ",\n" for i, row in enumerate(rows)]

@@ -1,0 +1,289 @@
+"""The systolic model through `estimate`: parts that add up, formats, attention, vector work, energy, device files."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import hwmodels as h
+from hwmodels.npu import (
+    NotSystolic,
+    energies,
+    explain,
+    in_equal_area,
+    joules,
+    systolic,
+)
+from hwmodels.npu.energy import gate_counts, gates, nodes, parse_energy
+from hwmodels.npu.model import PARTS, price_systolic
+from hwmodels.npu.vector import sum_limit
+
+NPUS = [name for name in h.DEVICES if h.device(name).npu is not None]
+OPS = (
+    h.Gemm(m=512, n=384, k=320, bias=True, path="linear"),
+    h.Gemm(m=1, n=1024, k=1024, path="gemv"),
+    h.Gemm(m=64, n=64, k=64, batch=8, parameter=False, path="bmm"),
+    h.Conv2d(batch=2, in_channels=32, out_channels=48, height=20, width=20, kernel=3, path="conv"),
+    h.Conv2d(in_channels=32, out_channels=32, height=20, width=20, kernel=3, groups=32, path="depthwise"),
+    h.Conv2d(in_channels=8, out_channels=16, height=21, width=20, kernel=3, stride=2, padding=1, dilation=2),
+    h.ConvNd(in_channels=8, out_channels=16, size=(5, 8, 8), kernel=(3, 3, 3), output=(5, 8, 8)),
+    h.Attention(batch=2, heads=4, queries=100, keys=77, head_dim=40),
+    h.Attention(heads=4, queries=128, keys=128, head_dim=64, causal=True, kv_heads=2),
+    h.Norm(rows=200, columns=320, affine=640),
+    h.Softmax(rows=100, columns=100),
+    h.Elementwise(elements=5000),
+    h.Reduction(elements=5000),
+    h.Move(writes=5000, reads=5000),
+    h.Quantize(elements=5000, format="int8"),
+)
+WORK = h.Workload(name="all kinds", ops=OPS)
+
+
+def _spec(name):
+    return (
+        "bf16"
+        if ("bf16", "bf16", "f32") in h.device(name).rates
+        else h.Precision(weight="int8", activation="int8", accumulator="int32", output="int8")
+    )
+
+
+@pytest.mark.parametrize("name", NPUS)
+@pytest.mark.parametrize("mode", ["graph", "compiled"])
+@pytest.mark.parametrize("cache", ["warm", "cold"])
+def test_parts_of_every_operation_add_up_on_every_device(name, mode, cache):
+    found = h.estimate(WORK, _spec(name), name, mode=mode, cache=cache, model="systolic")
+    assert found.model == "systolic"
+    times = found.breakdown.times
+    parts = sum(getattr(times, part) for part in PARTS)
+    # five terms, each rounded: a few units in the last place
+    np.testing.assert_allclose(parts, times.total, rtol=1e-14)
+    assert all((getattr(times, part) >= 0).all() for part in PARTS)
+    assert found.time_s == pytest.approx(explain(found).total, rel=1e-12)
+    assert sum(explain(found).shares().values()) == pytest.approx(1.0, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", NPUS)
+def test_no_estimate_beats_the_roofline(name):
+    for op in OPS:
+        if not op.MATMUL:
+            continue
+        low = h.estimate(op, _spec(name), name, cache="cold", model="roofline")
+        found = h.estimate(op, _spec(name), name, cache="cold", model="systolic")
+        assert (
+            found.time_s
+            >= 2 * op.macs / h.device(name).rates[found.breakdown.executions[0].rate.key].peak.value / 1.001
+        )
+        assert explain(found).dram_bytes >= low.bytes * (1 - 1e-12) or isinstance(op, h.ConvNd | h.Conv2d)
+
+
+def test_auto_takes_the_systolic_model_on_an_npu_and_others_are_refused():
+    op = h.Gemm(m=64, n=64, k=64)
+    assert h.estimate(op, "bf16", "tpu-v5e", model="auto").model == "systolic"
+    assert h.estimate(op, "bf16", "tpu-v5e", model="roofline").model == "roofline"
+    with pytest.raises(NotSystolic, match=r"h200-sxm: the systolic model needs an \[npu\] table"):
+        h.estimate(op, "bf16", "h200-sxm", model="systolic")
+    with pytest.raises(ValueError, match="an estimate by 'roofline' has no systolic explanation"):
+        explain(h.estimate(op, "bf16", "tpu-v5e", model="roofline"))
+
+
+def test_a_large_product_runs_at_the_peak_and_a_gemv_at_the_bandwidth():
+    big = explain(h.estimate(h.Gemm(m=8192, n=8192, k=8192), "bf16", "tpu-v5e", model="systolic"))
+    assert big.utilisation > 0.99
+    gemv = h.estimate(h.Gemm(m=1, n=8192, k=8192), "bf16", "tpu-v5e", model="systolic")
+    assert gemv.bound == "memory" or explain(gemv).bandwidth > 0
+    assert gemv.time_s >= 8192 * 8192 * 2 / h.device("tpu-v5e").bandwidth
+
+
+def test_formats_pack_as_the_device_says_and_missing_ones_widen_on_the_vector_unit():
+    op = h.Gemm(m=4096, n=4096, k=4096)
+    times = {
+        spec: h.estimate(op, spec, "my-npu", model="systolic") for spec in ("bf16", "int8", "fp8", "nvfp4", "int4")
+    }
+    ideal = {spec: explain(found).ideal for spec, found in times.items()}
+    assert ideal["bf16"] == 2 * ideal["int8"] == 2 * ideal["fp8"] == 4 * ideal["nvfp4"] == 4 * ideal["int4"]
+    native, widened = times["nvfp4"], h.estimate(op, "nvfp4", "tpu-v5e", model="systolic")
+    assert explain(widened).vector_ops > explain(native).vector_ops
+    assert explain(native).vector_ops == op.m * op.n  # one scale per result
+    assert "widened" in " ".join(widened.notes)
+    with pytest.raises(h.UnsupportedFormat, match="gemmini-16x16 has no rate for bf16"):
+        h.estimate(op, "bf16", "gemmini-16x16", model="systolic")
+
+
+def test_narrow_accumulators_cut_long_sums():
+    assert sum_limit("int8", "int8", "int24") == (2**23 - 1) // 128**2 == 511
+    assert sum_limit("int8", "int8", "int32") == (2**31 - 1) // 128**2
+    assert sum_limit("bf16", "bf16", "f32") == float("inf")
+    with pytest.raises(ValueError, match="an int15 accumulator overflows on one product of int8 and int8"):
+        sum_limit("int8", "int8", "int15")
+    op = h.Gemm(m=256, n=256, k=2048)
+    wide, narrow = (
+        explain(
+            h.estimate(
+                op,
+                h.Precision(weight="int8", activation="int8", accumulator=accumulator, output="int8"),
+                "my-npu",
+                model="systolic",
+            )
+        )
+        for accumulator in ("int32", "int24")
+    )
+    assert narrow.vector_ops - wide.vector_ops == 256 * 256 * (-(-2048 // 511) - 1)
+
+
+def test_the_result_does_not_depend_on_what_else_is_priced():
+    array = systolic(h.device("my-npu"))
+    whole = h.estimate(WORK, "bf16", "my-npu", model="systolic")
+    kernels, executions = whole.breakdown.program.distinct, whole.breakdown.executions
+    together = price_systolic(kernels, executions, array, True)
+    for i in range(len(kernels)):
+        alone = price_systolic(kernels[i : i + 1], executions[i : i + 1], array, True)
+        assert alone.total[0] == together.total[i]
+
+
+def _with_sram(size):
+    dev = h.device("my-npu")
+    sram = dev.caches["sram"]
+    return replace(dev, caches={"sram": replace(sram, capacity=replace(sram.capacity, value=size))})
+
+
+def test_keys_and_values_that_do_not_fit_are_read_once_per_block_of_queries():
+    op = h.Attention(heads=1, queries=4096, keys=65536, head_dim=128)
+    dev = h.device("my-npu")
+    small, tiny = _with_sram(2.0**20), _with_sram(4096.0)
+    large, less = (explain(h.estimate(op, "bf16", d, model="systolic")).dram_bytes for d in (dev, small))
+    assert less > large
+    with pytest.raises(ValueError, match=r"a block of 128 queries .* does not fit the scratchpad of 4\.0 KiB"):
+        h.estimate(op, "bf16", tiny, model="systolic")
+    with pytest.raises(ValueError, match=r"one tile of 'linear' needs .* KiB of scratchpad, it has 4.0 KiB"):
+        h.estimate(OPS[0], "bf16", tiny, model="systolic")
+
+
+@pytest.mark.parametrize("node", nodes())
+def test_every_energy_has_a_source_and_says_what_it_is(node):
+    constants = energies(node)
+    numbers = [*constants.add.values(), *constants.multiply.values(), *constants.dram.values()]
+    numbers += [number for pair in constants.sram for number in pair]
+    for number in numbers:
+        assert number.source in constants.sources
+        assert number.status == "published" or number.note
+    assert constants.sram_byte(1024) == constants.sram[0][1].value
+    assert constants.sram_byte(2.0**30) == constants.sram[-1][1].value
+    assert constants.sram[0][1].value < constants.sram_byte(16384) < constants.sram[1][1].value
+
+
+def test_joules_of_a_product_by_hand():
+    op = h.Gemm(m=256, n=256, k=256)
+    found = h.estimate(op, "bf16", "my-npu", cache="cold", model="systolic")
+    got = joules(found, "7nm")
+    assert got.compute == pytest.approx(op.macs * (0.21 + 0.38) * 1e-12)
+    assert got.dram == pytest.approx(3 * 256 * 256 * 2 * 1300e-12 / 8)
+    assert got.total == got.compute + got.vector + got.sram + got.dram
+    assert 0 < got.movement < 1
+    assert any("leakage is not in its sources" in note for note in got.notes)
+    assert joules(found, "7nm", dram="HBM2").dram == pytest.approx(got.dram * 350 / 1300)
+    with pytest.raises(ValueError, match="no energy for main memory 'tape'; allowed: HBM"):
+        joules(found, "7nm", dram="tape")
+    with pytest.raises(ValueError, match="unknown technology node '3nm'"):
+        joules(found, "3nm")
+
+
+def test_unlisted_operations_are_derived_from_gates():
+    joule, how = energies("7nm").mac("e4m3", "e4m3", "f32")
+    assert joule == pytest.approx((0.07 + 0.03) * 1e-12 * 1736 / 586)
+    assert how == "derived from gate counts"
+    assert energies("7nm").mac("int8", "int8", "int32") == (pytest.approx(0.1e-12), "published")
+    with pytest.raises(ValueError, match="no gate count for int4 x e4m3 into f32"):
+        energies("7nm").mac("int4", "e4m3", "f32")
+
+
+def test_formats_in_equal_silicon():
+    units = [("e2m1", "e2m1", "fixed16"), ("int4", "int4", "int16"), ("e4m3", "e4m3", "f32")]
+    found = in_equal_area(("int8", "int8", "int32"), units)
+    assert list(found) == units
+    assert found[units[0]] == 586 / 156
+    assert found[units[2]] < 1  # FP8 into FP32 is dearer than INT8 into INT32
+    assert gates("mxfp8", "mxfp8", "f32") == gate_counts()["e4m3/f32"]
+    assert gates("int4", "int8", "int32") == gates("int8", "int4", "int32") == 341
+    mine = {"int8/int32": 100.0, "int4/int32": 40.0}
+    assert in_equal_area(("int8", "int8", "int32"), [("int4", "int4", "int32")], mine) == {
+        ("int4", "int4", "int32"): 2.5
+    }
+
+
+GOOD = """
+title = "x"
+leakage = { value = 2, unit = "W", source = "s" }
+[sources.s]
+title = "t"
+date = "2024"
+[add]
+int32 = { value = 1, unit = "pJ", source = "s" }
+f32 = { value = 1, unit = "pJ", source = "s" }
+[multiply]
+int8 = { value = 1, unit = "pJ", source = "s" }
+[sram.a]
+capacity = { value = 1, unit = "KiB", source = "s" }
+access = { value = 1, unit = "pJ/bit", source = "s" }
+[dram]
+DDR = { value = 1, unit = "pJ/byte", source = "s" }
+"""
+
+
+def test_constants_of_your_own_with_leakage():
+    mine = parse_energy(GOOD, "mine")
+    found = h.estimate(h.Gemm(m=64, n=64, k=64), "int8", "my-npu", model="systolic")
+    got = joules(found, mine, dram="DDR")
+    assert got.leakage == 2 * found.time_s
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            'unit = "pJ", source = "s" }\n[sram',
+            'unit = "J", source = "s" }\n[sram',
+            "unit 'J' is not a per-operation energy",
+        ),
+        ("[dram]", "[drum]", "mine.toml: dram: missing"),
+        ("[sram.a]", "[srum.a]", "mine.toml: sram: missing"),
+        ("f32 =", "f16 =", "add.f32: missing; other operations are derived from it"),
+        ('title = "x"', "", "title: missing"),
+        ('title = "x"', 'title = "x"\nwatts = 1', "mine.toml: watts: unknown key"),
+        ("[add]", "[add", "not TOML"),
+    ],
+)
+def test_a_mistake_in_energies_names_file_and_key(old, new, message):
+    assert old in GOOD
+    with pytest.raises(ValueError, match=message):
+        parse_energy(GOOD.replace(old, new), "mine")
+
+
+TOML = (h.device_file.FOLDER / "my-npu.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('dataflow = "ws"', 'dataflow = "rs"', "mine.toml: npu.dataflow: 'rs'; allowed: ws, os, is"),
+        ('dataflow = "ws"', "", "npu.dataflow: missing"),
+        ('scratchpad = "sram"', 'scratchpad = "l1"', "npu.scratchpad: 'l1'; allowed: sram"),
+        ("rows = { value = 128", "rows = { value = 0", "npu.rows.value: 0; allowed: a positive number"),
+        ("rows = { value = 128", "rows = { value = 1.5", "npu.rows: 1.5; allowed: a whole number"),
+        ('clock = "core"\nscratchpad', 'clock = "turbo"\nscratchpad', "npu.clock: 'turbo'; allowed: core"),
+        ("overlap = true", "overlap = 1", "npu.overlap: 1; allowed: true, false"),
+        ("overlap = true", "overlaps = true", "npu.overlaps: unknown key"),
+    ],
+)
+def test_a_mistake_in_an_npu_table_names_file_and_key(old, new, message):
+    assert old in TOML
+    with pytest.raises(ValueError, match=message):
+        h.parse_device(TOML.replace(old, new), "mine")
+
+
+@pytest.mark.parametrize("name", NPUS)
+def test_arrays_reproduce_the_peaks(name):
+    device = h.device(name)
+    array = systolic(device)
+    for rate in device.rates.values():
+        packed = array.packing(rate)
+        assert min(abs(packed - whole) for whole in (0.25, 0.5, 1, 2, 4)) < 0.01, (rate.key, packed)
