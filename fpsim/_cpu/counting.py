@@ -11,7 +11,7 @@ from fpsim._cpu.integers import check_integers, integer_plan, settle
 from fpsim._cpu.plans import narrow_plan
 from fpsim._cpu.rows import Scales, rows, words
 from fpsim._cpu.steps import exact_operands, grouped_operands, two_stage_plan
-from fpsim._kernels import count
+from fpsim._kernels import count, count_chains
 from fpsim._kernels.accumulate import Sum
 from fpsim._kernels.chain import Narrow
 from fpsim.accumulators import (
@@ -34,17 +34,9 @@ OVERFLOW, TRUNCATED, DROPPED, INEXACT = range(4)  #: the last axis of a tally; t
 
 
 def accumulate(a: Array, b: Array, c: Array, tally: Array, spec: MatmulSpec, scales: Scales | None) -> None:
-    """`fpsim._cpu.accumulate`, adding to `tally`, int64 (M, N, 4).
-
-    Raises ValueError for a kind that is not counted.
-    """
-    kind = spec.accumulator
-    run = _RUNNERS.get(type(kind))
-    if run is None:
-        known = ", ".join(row.__name__ for row in _RUNNERS)
-        raise ValueError(f"counts are kept for {known}; not for {type(kind).__name__}")
+    """`fpsim._cpu.accumulate`, adding to `tally`, int64 (M, N, 4). ValueError for scaled promotions."""
     if a.shape[1]:
-        run(a, b, c, tally, spec, kind, scales)
+        _RUNNERS[type(spec.accumulator)](a, b, c, tally, spec, spec.accumulator, scales)
 
 
 def _marked(plan: Sum) -> Sum:
@@ -96,7 +88,7 @@ def _sequential(
     if kind.flush:
         chains.flush(total, row.smallest_normal)
     plans = kind.fused, down, product, to, _free(product), _free(to)
-    rows(lambda i, j: count.chain(x, y, *plans, total, tally, i, j), c, a.shape[1])
+    rows(lambda i, j: count_chains.chain(x, y, *plans, total, tally, i, j), c, a.shape[1])
     chains.finish(total, row, c)
 
 
@@ -111,7 +103,7 @@ def _pairwise(
     if kind.flush:
         total[np.abs(total) < row.smallest_normal] = 0
     plans = kind.terms, down, product, to, _free(product), _free(to)
-    rows(lambda i, j: count.tree(x, y, *plans, total, tally, i, j), c, a.shape[1])
+    rows(lambda i, j: count_chains.tree(x, y, *plans, total, tally, i, j), c, a.shape[1])
     chains.finish(total, row, c)
 
 
@@ -122,7 +114,7 @@ def _integer(
     # Wrapping needs no room for its sums; counting its overflows does.
     check_integers(spec.a, spec.b, IntegerAccumulator(kind.bits, "saturate", kind.step, kind.step_bits, kind.order))
     plan, pairwise = integer_plan(kind), kind.order == "pairwise"
-    rows(lambda i, j: count.integer(a, b, plan, pairwise, c, tally, i, j), c, a.shape[1])
+    rows(lambda i, j: count_chains.integer(a, b, plan, pairwise, c, tally, i, j), c, a.shape[1])
 
 
 def _promoted(
@@ -169,7 +161,7 @@ def _add(
     sums, x = chains.start_values(total, row), wrappers.values(part, inner).astype(np.float64)
     convert, to = narrow_plan(output, "rne"), narrow_plan(output, rounding)
     plans = convert, to, _free(convert), _free(to)
-    count.add_into(x, rounding == "rd", *plans, sums, tally, 0, sums.shape[0])
+    count_chains.add_into(x, rounding == "rd", *plans, sums, tally, 0, sums.shape[0])
     chains.finish(sums, row, total)
 
 

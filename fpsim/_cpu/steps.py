@@ -5,7 +5,8 @@ import numpy as np
 from fpsim._cpu.plans import sum_plan, top_exponent
 from fpsim._cpu.rows import Scales, rows, words
 from fpsim._kernels import products
-from fpsim._kernels.accumulate import INFINITE, NAN, NO_FLOOR, ZERO, Exact, Grouped, TwoStage
+from fpsim._kernels.accumulate import INFINITE, NAN, NO_FLOOR, ZERO, Grouped, TwoStage
+from fpsim._kernels.exact import Exact
 from fpsim._operands import unpack, unpack_wide
 from fpsim.accumulators import FusedDot, GroupedDot, TwoStageDot
 from fpsim.codec import Array, decode

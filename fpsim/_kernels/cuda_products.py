@@ -11,7 +11,6 @@ from numba import cuda
 
 from fpsim._kernels.accumulate import (
     align,
-    exact_step,
     fused_chain,
     grouped_step,
     round_sum,
@@ -21,6 +20,7 @@ from fpsim._kernels.accumulate import (
 )
 from fpsim._kernels.cuda_arrays import place
 from fpsim._kernels.cuda_words import float_word, fused_multiply_add, word_float
+from fpsim._kernels.exact import exact_step
 from fpsim._kernels.products import flush_to_zero
 
 

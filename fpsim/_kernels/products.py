@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fpsim._jit import kernel
-from fpsim._kernels.accumulate import exact_step, fused_chain, grouped_step, two_stage_step
+from fpsim._kernels.accumulate import fused_chain, grouped_step, two_stage_step
+from fpsim._kernels.exact import exact_step
 from fpsim._kernels.intrinsics import fma
 
 WRAP, SATURATE, ERROR = range(3)
