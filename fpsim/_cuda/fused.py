@@ -88,16 +88,8 @@ def fused(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: FusedDot, scales: 
 
 
 def promoted(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: Promoted, scales: Scales | None) -> None:
-    inner, held = kind.inner, container(kind.output)
-    if (
-        not isinstance(inner, FusedDot)
-        or inner.fraction_bits is None
-        or held.name not in ("f32", "f16")
-        or container(inner.output) != held
-        or kind.rounding != "rne"
-        or not inner.terms
-        or kind.every % inner.terms
-    ):
+    inner = kind.inner
+    if not isinstance(inner, FusedDot) or not _adds_its_own(kind, inner):
         raise ValueError(f"backend='cuda' does not run {kind}; use backend='cpu'")
     product = _product(a, b, spec, inner, None, kind)
     depth = product.left.order.size
@@ -114,10 +106,18 @@ def promoted(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: Promoted, scale
 
 
 def split_k(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: SplitK, scales: Scales | None) -> None:
-    inner = kind.inner.inner if isinstance(kind.inner, Promoted) else kind.inner
-    every = kind.inner.every if isinstance(kind.inner, Promoted) else 0
-    reordered = isinstance(kind.inner, Promoted) and (kind.inner.order != "ascending" or kind.inner.scaled)
-    if not isinstance(inner, FusedDot) or scales is not None or reordered or not inner.terms or kind.tile % inner.terms:
+    outer = kind.inner if isinstance(kind.inner, Promoted) else None
+    inner, every = (kind.inner, 0) if outer is None else (outer.inner, outer.every)
+    changed = outer is not None and (outer.order != "ascending" or outer.scaled or outer.operands != "")
+    if (
+        not isinstance(inner, FusedDot)
+        or not inner.terms
+        or kind.tile % inner.terms
+        or scales is not None
+        or changed
+        or container(kind.output).name not in ("f32", "f16")
+        or (outer is not None and not _adds_its_own(outer, inner))
+    ):
         raise ValueError(f"backend='cuda' does not run {kind}; use backend='cpu'")
     product = _product(a, b, spec, inner, None)
     plan = sum_plan(container(kind.output).name, "rne")
@@ -125,6 +125,18 @@ def split_k(a: Codes, b: Codes, c: Any, spec: MatmulSpec, kind: SplitK, scales: 
         part = zeros(c.shape, c.dtype)
         product.run(part, start, stop, every)
         launch(cuda_products.add, c.size, c, part, plan)
+
+
+def _adds_its_own(kind: Promoted, inner: FusedDot) -> bool:
+    """Whether promotions are IEEE additions, to nearest even, in the inner chain's own container, at whole steps."""
+    return (
+        inner.fraction_bits is not None
+        and kind.output in ("f32", "f16")
+        and container(inner.output).name == kind.output
+        and kind.rounding == "rne"
+        and bool(inner.terms)
+        and kind.every % (inner.terms or 1) == 0
+    )
 
 
 def _product(
