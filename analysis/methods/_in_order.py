@@ -45,7 +45,17 @@ class Seen:
 
 
 def quantize(request: Request, calibration: Calibration, axes: "Axes") -> dict[str, Module]:
-    """Replacements for `request.layers`."""
+    """Replacements for `request.layers`.
+
+    Raises ValueError for activations with ranges per part of the trajectory behind quantized layers: units are run by
+    themselves on images of all timesteps together, which part an image belongs to is not known there.
+    """
+    for layer in request.layers:
+        if axes.inputs == "quantized" and layer.activation is not None and layer.activation.steps > 1:
+            raise ValueError(
+                f"layer {layer.path}: {layer.activation.steps} timestep groups go with inputs='full-precision', "
+                "or with a method that does not quantize in order (rtn, gptq)"
+            )
     denoiser = getattr(request.pipe, denoiser_name(request.pipe))
     samples = collect(request.pipe, calibration, axes.samples)
     behind = axes.inputs == "quantized"
@@ -66,8 +76,6 @@ def quantize(request: Request, calibration: Calibration, axes: "Axes") -> dict[s
         made |= built
         if behind:
             _put(working, built)
-            for clock in request.clocks.values():
-                clock.attach(working)
     return made
 
 

@@ -300,6 +300,8 @@ def test_mistakes_are_one_line_each(unet: DiffusionPipeline) -> None:
         quantize(unet, "int8-w8a8", method="adaround", calibration=calibration, budget="shrt")
     with pytest.raises(ValueError, match="unknown inputs 'quantised'; did you mean 'quantized'"):
         quantize(unet, "int8-w8a8", method="gptq", calibration=calibration, inputs="quantised")
+    with pytest.raises(ValueError, match="10 timestep groups go with inputs='full-precision'"):
+        quantize(unet, "int8-w8a8+timesteps", method="gptaq", calibration=calibration)
     broken = unet_pipeline()
     with torch.no_grad():
         broken.unet.mid_block.resnets[0].conv1.weight[0, 0, 0, 0] = float("nan")
