@@ -6,9 +6,9 @@ with one correct rounding per operation (`_kernels.chain`).
 
 import numpy as np
 
-from fpsim._cpu.plans import narrow_plan, top_exponent
+from fpsim._cpu.plans import narrow_plan, top_exponent, wide_plan
 from fpsim._cpu.rows import Scales, rows
-from fpsim._kernels import chain, products
+from fpsim._kernels import chain, chain_wide, products
 from fpsim.accumulators import PairwiseTree, SequentialFma
 from fpsim.codec import Array, decode, encode
 from fpsim.formats import Format, container, scalar_format
@@ -22,10 +22,15 @@ def sequential(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: SequentialF
     row, depth = scalar_format(kind.output), a.shape[1]
     if not native(x, y, kind):
         x, y = float64_operands(x, y, spec)
-        product, to = narrow_plans(kind)
         down, total = kind.rounding == "rd", start_values(c, row)
         if kind.flush:
             flush(total, row.smallest_normal)
+        if row.name == "f64":
+            wide = wide_plan(kind)
+            rows(lambda i, j: chain_wide.chain(x, y, wide, total, i, j), c, depth)
+            finish(total, row, c)
+            return
+        product, to = narrow_plans(kind)
         if kind.fused:
             rows(lambda i, j: chain.fused(x, y, down, to, total, i, j), c, depth)
         else:
@@ -59,10 +64,15 @@ def pairwise(a: Array, b: Array, c: Array, spec: MatmulSpec, kind: PairwiseTree,
         c[np.isnan(total)] = engine_nan(row)
         return
     x, y = float64_operands(x, y, spec)
-    product, to = narrow_plans(kind)
     total = start_values(c, row)
     if kind.flush:
         total[np.abs(total) < row.smallest_normal] = 0
+    if row.name == "f64":
+        wide = wide_plan(kind)
+        rows(lambda i, j: chain_wide.tree(x, y, kind.terms, wide, total, i, j), c, depth)
+        finish(total, row, c)
+        return
+    product, to = narrow_plans(kind)
     rows(lambda i, j: chain.tree(x, y, kind.terms, kind.rounding == "rd", product, to, total, i, j), c, depth)
     finish(total, row, c)
 

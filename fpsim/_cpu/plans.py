@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from fpsim._kernels import chain, vector
+from fpsim._kernels import chain, chain_wide, vector
 from fpsim._kernels.accumulate import NO_FLOOR, Fused, Sum
-from fpsim.accumulators import FusedDot
+from fpsim.accumulators import FusedDot, PairwiseTree, SequentialFma
 from fpsim.codec import decode, float_target
 from fpsim.formats import Format, container, scalar_format
 from fpsim.reference import engine_nan, infinity
@@ -61,12 +61,9 @@ def narrow_plan(output: str, rounding: str, overflow: str = "infinity", *, flush
     if row.mantissa_bits > 50 or row.exponent_bits > 10 or lowest <= row.mantissa_bits:
         raise ValueError(
             f"rounding to {output!r} ({rounding}) is not available on this backend: allowed are formats of at most 50 "
-            "mantissa and 10 exponent bits, f64 only with 'rne'; backend='reference' computes it slowly"
+            "mantissa and 10 exponent bits, and f64 for chains and trees; backend='reference' computes it slowly"
         )
-    target = float_target(row, how, find_overflow(overflow), find_conversion("ocp-nonsat"))
-    limits = (target.overflow, target.negative_overflow, target.infinity, target.negative_infinity)
-    values = decode(np.array([code << row.shift for code in limits], row.code_dtype), row).tolist()
-    name = how.name
+    values, name = _beyond(row, rounding, overflow), how.name
     return chain.Narrow(
         mantissa_bits=row.mantissa_bits,
         lowest=lowest,
@@ -84,6 +81,31 @@ def narrow_plan(output: str, rounding: str, overflow: str = "infinity", *, flush
         smallest=row.smallest_normal if flush else 0.0,
         zero=0.0 if row.nan == "negative-zero" else -0.0,
         nan=row.max if row.nan_code is None else np.nan,
+    )
+
+
+def _beyond(row: Format, rounding: str, overflow: str) -> list[float]:
+    """What too large values, of either sign, and infinite ones become."""
+    target = float_target(row, find_rounding(rounding), find_overflow(overflow), find_conversion("ocp-nonsat"))
+    limits = (target.overflow, target.negative_overflow, target.infinity, target.negative_infinity)
+    values: list[float] = decode(np.array([code << row.shift for code in limits], row.code_dtype), row).tolist()
+    return values
+
+
+def wide_plan(kind: SequentialFma | PairwiseTree) -> chain_wide.Wide:
+    """The plan of a chain or tree in float64."""
+    row, fused = scalar_format("f64"), isinstance(kind, SequentialFma) and kind.fused
+    product = "" if fused or kind.product == "f64" else kind.product
+    beyond = _beyond(row, kind.rounding, kind.overflow)
+    return chain_wide.Wide(
+        rounding=find_rounding(kind.rounding).code,
+        overflow=beyond[0],
+        negative_overflow=beyond[1],
+        infinity=beyond[2],
+        negative_infinity=beyond[3],
+        smallest=row.smallest_normal if kind.flush else 0.0,
+        product=narrow_plan(product or "f32", kind.rounding, kind.overflow, flush=kind.flush),
+        rounded=bool(product),
     )
 
 

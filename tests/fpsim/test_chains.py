@@ -64,6 +64,30 @@ def test_trees_equal_reference(output: str, rounding: str) -> None:
     against_reference(MatmulSpec("f16", "e4m3", kind), seed)
 
 
+@pytest.mark.parametrize("rounding", DETERMINISTIC)
+def test_float64_in_every_rounding(rounding: str) -> None:
+    """Sums of a float64 start and float32 products, among them ties: 1 + 2**-53, and the same with odd neighbours."""
+    index = DETERMINISTIC.index(rounding)
+    kinds = [
+        SequentialFma("f64", rounding),
+        SequentialFma("f64", rounding, flush=True, overflow="saturate"),
+        SequentialFma("f64", rounding, fused=False, product=("f16", "")[index % 2]),
+        PairwiseTree(4, "f64", rounding=rounding, product=("", "bf16")[index % 2], flush=index % 3 == 0),
+    ]
+    for kind in kinds:
+        against_reference(MatmulSpec("f32", "f16", kind), index + 1, distributions=7)
+    a = np.array([[1.0], [-1.0], [3.0], [-0.0]], np.float32)
+    b = np.ldexp(np.array([[1.0, -1.0, 0.5, 1.0, 3.0]], np.float32), [[-53, -54, -52, -148, -52]])
+    top = np.finfo(np.float64).max
+    starts = np.array([1.0, 1 + 2.0**-52, -2.0, top, -top, 0.0, -0.0, 5e-324, -(2.0**-53)])
+    for start in starts:
+        c = np.full((4, 5), start)
+        spec = MatmulSpec("f32", "f32", SequentialFma("f64", rounding))
+        codes = a.view(np.uint32), b.astype(np.float32).view(np.uint32)
+        got = fpsim.matmul(*codes, spec, c)
+        assert_same_bits(got, fpsim.matmul(*codes, spec, c, backend="reference"), f"{rounding} {start}")
+
+
 @pytest.mark.parametrize(
     "spec",
     [
@@ -205,8 +229,8 @@ def test_overflow_of_narrow_accumulators() -> None:
 
 def test_errors_say_what_is_possible() -> None:
     a = np.ones((1, 1))
-    with pytest.raises(ValueError, match="f64 only with 'rne'; backend='reference'"):
-        fpsim.matmul(a.astype(np.float32), a.astype(np.float32), MatmulSpec("f32", "f32", SequentialFma("f64", "rz")))
+    with pytest.raises(ValueError, match=r"at most 50 mantissa and 10 exponent bits, .*; backend='reference'"):
+        fpsim.matmul(a.astype(np.float16), a.astype(np.float16), MatmulSpec("f16", "f16", SequentialFma("e11m20-ieee")))
     with pytest.raises(ValueError, match="products of f64 x f64 are not exact in float64"):
         fpsim.matmul(a, a, MatmulSpec("f64", "f64", SequentialFma("f16")))
     with pytest.raises(ValueError, match=r"SequentialFma.output is 'ue4m3'; allowed: a signed float format"):

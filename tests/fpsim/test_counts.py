@@ -177,7 +177,7 @@ def test_errors_say_what_is_possible() -> None:
     scaled = Promoted(FusedDot(4, 13), 4, scaled=True)
     with pytest.raises(ValueError, match="counts are not kept for scaled promotions"):
         counts.matmul(a, a.T, MatmulSpec("f16", "f16", scaled), a_scale=one, b_scale=one.T)
-    with pytest.raises(ValueError, match="f64 only with 'rne'"):
+    with pytest.raises(ValueError, match="and f64 for chains and trees; backend='reference'"):
         counts.matmul(a, a.T, MatmulSpec("f16", "f16", SequentialFma("f64")))
     with pytest.raises(ValueError, match=r"a is \(2, 4\) and b is \(2, 4\)"):
         counts.matmul(a, a, MatmulSpec("f16", "f16", SequentialFma("f16")))
