@@ -12,6 +12,9 @@ and utilisations; "replay" is the whole report.
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import platform
 import random
 import statistics
 import subprocess
@@ -71,9 +74,9 @@ _BIG |= {"ifmap_bandwidth": 10, "filter_bandwidth": 10}
 FIXED = [
     (form, line, _BIG | {"dataflow": flow, "mode": mode})
     for form, line in (
-        ("gemm", "vit, 196, 1536, 384"),
-        ("gemm", "attention, 256, 256, 64"),
-        ("conv", "resnet, 58, 58, 3, 3, 64, 64, 1"),
+        ("gemm", "ViT-S projection, 196, 384, 384"),
+        ("gemm", "attention scores, 256, 256, 64"),
+        ("conv", "ResNet-18 stage 3, 30, 30, 3, 3, 64, 64, 1"),
     )
     for flow in ("ws", "os", "is")
     for mode in ("CALC", "USER")
@@ -133,11 +136,13 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fixed", action="store_true", help="sizes people run instead of random ones")
+    parser.add_argument("--record", type=Path, help="write the results to this JSON file (docs/npu.md reads it)")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     cases = FIXED[: options.cases] if options.fixed else [draw(rng) for _ in range(options.cases)]
     same = differ = failed = 0
     ratios: dict[str, list[float]] = {}
+    rows: list[dict[str, object]] = []
     for form, line, values in cases:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -159,11 +164,17 @@ def main() -> int:
             replay = seconds / median(lambda: scalesim.replay(layers[0], config))  # noqa: B023
             ratios.setdefault("closed", []).append(closed)
             ratios.setdefault(f"replay {values['mode']}", []).append(replay)
+            case = {"layer": line, "dataflow": values["dataflow"], "mode": values["mode"], "same": not wrong}
+            rows.append(case | {"seconds": seconds, "closed": closed, "replay": replay})
             mark = "same" if not wrong else f"DIFFERENT {wrong} {values}"
             print(f"{shown} {seconds:8.2f} s  closed {closed:10,.0f} x  replay {replay:8,.0f} x  {mark}", flush=True)
     print(f"{same} reports the same, {differ} different, {failed} where SCALE-Sim fails")
     for name, values in ratios.items():
         print(f"{name}: median {statistics.median(values):,.0f} x, least {min(values):,.0f} x")
+    if options.record:
+        machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+        body = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "rows": rows}
+        options.record.write_text(json.dumps(body, indent=1) + "\n")
     return 1 if differ else 0
 
 

@@ -146,12 +146,11 @@ class Schedule:
         a = np.tile(self.rows, len(self.columns))
         b = np.repeat(self.columns, len(self.rows))
         steps, zero = np.full_like(a, t), np.zeros_like(a)
-        stationary = {"ws": "filter", "is": "ifmap"}.get(flow, "")
         if operand == "ofmap":
             if flow == "os":
                 return Stream(a, b, t - 1 + r - a, True, self.period)
             return Stream(steps, b, zero + 2 * r - 1, True, self.period)
-        if operand == stationary:
+        if operand == self.stationary:
             return Stream(a, b, r - a, False, self.period)
         if flow == "os":
             return Stream(steps, a if operand == "ifmap" else b, zero, True, self.period)
@@ -169,38 +168,46 @@ class Schedule:
         across = np.arange(column * c, min(column * c + c, sc))
         return np.ascontiguousarray(self.layer.addresses(across, down).T[::-1])
 
-    def filter_block(self, column: int, row: int) -> Indices:
-        """Words of the filter one fold asks for, in the form of `ifmap_block`."""
-        r, c, flow = self.config.rows, self.config.columns, self.config.dataflow
-        sr, sc, t = self.sizes
-        n = self.layer.n
-        if flow == "os":
-            return skewed(np.arange(t)[:, None] * n + np.arange(column * c, min(column * c + c, sc)))
-        down = np.arange(row * r, min(row * r + r, sr))
-        if flow == "ws":
-            return np.ascontiguousarray(down[::-1, None] * n + np.arange(column * c, min(column * c + c, sc)))
-        return skewed(np.ascontiguousarray((down[:, None] * n + np.arange(t)).T))
+    def fetch_order(self, operand: str) -> tuple[Indices, Indices]:
+        """(words in the order SCALE-Sim fetches them ahead of need, place of each element in that order).
 
-    def prefetch(self, operand: str) -> Indices:
-        """Words of an operand in the order SCALE-Sim fetches them ahead of need, negative where it leaves a gap.
-
-        The folds along one axis are stacked, each padded to the full array, and the stack is read as one skewed block;
-        padding and windows that stick out take up bandwidth, the skew does not.
+        The folds along one axis are stacked, each padded to the full array, and the stack is read as one skewed block.
+        Words are negative where it leaves a gap: padding and windows that stick out take up bandwidth, the skew does
+        not.  Places, of the shape of the stack, count the words without gaps, and are -1 for a gap.
         """
         r, c, flow = self.config.rows, self.config.columns, self.config.dataflow
         sr, sc, t = self.sizes
-        by_row = flow != "is" if operand == "ifmap" else flow == "is"
-        size, total, height = (r, sr, t) if by_row else (c, sc, sr if flow != "os" else t)
-        blocks = []
-        for start in range(0, total, size):
-            lanes = np.arange(start, min(start + size, total))
-            words = self._words(operand, lanes, height)
-            blocks.append(np.pad(words, ((0, 0), (0, size - len(lanes))), constant_values=-1))
-        stack = np.concatenate(blocks)
-        if operand == {"ws": "filter", "is": "ifmap"}.get(flow, ""):
-            return stack.ravel()
-        order = skewed(np.where(stack < 0, -2, stack)).ravel()
-        return order[order != -1]
+        size, total, height = (r, sr, t) if self._by_row(operand) else (c, sc, sr if flow != "os" else t)
+        folds = -(-total // size)
+        stack = np.full((folds * height, size), -2, dtype=np.int64)
+        for fold in range(folds):
+            lanes = np.arange(fold * size, min(fold * size + size, total))
+            stack[fold * height : (fold + 1) * height, : len(lanes)] = self._words(operand, lanes, height)
+        stack[stack < 0] = -2
+        flat = stack.ravel() if operand == self.stationary else skewed(stack).ravel()
+        place = np.cumsum(flat >= 0) - 1
+        if operand != self.stationary and size > 1:
+            item = place.itemsize
+            place = np.lib.stride_tricks.as_strided(place, stack.shape, (size * item, (size + 1) * item))
+        return flat[flat != -1], np.where(stack >= 0, place.reshape(stack.shape), -1)
+
+    @property
+    def stationary(self) -> str:
+        """The operand that is loaded, and not streamed ("" for os)."""
+        return {"ws": "filter", "is": "ifmap"}.get(self.config.dataflow, "")
+
+    def _by_row(self, operand: str) -> bool:
+        """Whether an operand is cut along the array's rows; the other way is along its columns."""
+        return (self.config.dataflow != "is") == (operand == "ifmap")
+
+    def place_block(self, operand: str, places: Indices, column: int, row: int) -> Indices:
+        """The places of what one fold asks for, in the form of `ifmap_block`."""
+        r, sr, t = self.config.rows, self.sizes[0], self.sizes[2]
+        if operand == self.stationary:
+            start = column * sr + row * r
+            return places[start : column * sr + min(row * r + r, sr)][::-1]
+        fold, used = (row, self.rows[row]) if self._by_row(operand) else (column, self.columns[column])
+        return skewed(places[fold * t : (fold + 1) * t, :used])
 
     def _words(self, operand: str, lanes: Indices, height: int) -> Indices:
         """(height, lanes) of the operand matrix, lanes along the array's edge."""

@@ -96,6 +96,8 @@ class Layer:
 
     def addresses(self, pixels: Indices, window: Indices) -> Indices:
         """Words of the input that the rows `pixels` and columns `window` of the M x K matrix are; -1 outside."""
+        if self.kernel_height == 1 and self.kernel_width == self.width and self.stride == 1:  # a product
+            return pixels[:, None] * (self.width * self.channels) + window
         row, column = np.divmod(pixels[:, None], self.outputs[1])
         row, column = row * self.stride, column * self.stride
         down, rest = np.divmod(window[None, :], self.kernel_width * self.channels)

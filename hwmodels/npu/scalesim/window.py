@@ -6,13 +6,15 @@ prefetch buffer's worth of sets, as often as it takes; each move is one fetch of
 that are passed over included.  Which request moves the window does not depend on time, so the moves are found here and
 what they cost in `replay.py`.
 
-A product has each word in one set; a line of requests is inside the window if its lowest and highest set are.  Words of
-a convolution may be in several sets.
+A request is answered if the set its own element was lined up in is inside the window; a line of requests, if its lowest
+and highest such set are.  Words of a convolution are in other sets too, which are looked up only where that fails.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -40,55 +42,57 @@ class Fetches:
 
 
 @dataclass
-class _Ring:
-    """The window of sets, and the sets each word is in: (words, copies)."""
+class _Block:
+    """What one fold asks for: the set of each request (lines, lanes), -1 for none, and the extremes of each line."""
 
     sets: npt.NDArray[np.int32]
+    low: npt.NDArray[np.int32]
+    high: npt.NDArray[np.int32]
+    words: Callable[[], Indices]
+
+
+def _block(places: Indices, per_set: int, words: Callable[[], Indices]) -> _Block:
+    sets = (places // per_set).astype(np.int32)  # -1 stays -1
+    high = sets.max(axis=1)
+    return _Block(sets, np.where(sets < 0, np.iinfo(np.int32).max, sets).min(axis=1), high, words)
+
+
+@dataclass
+class _Ring:
+    """The window of sets: `count` of them, `active` inside, moved by `step`."""
+
     count: int
     active: int
     step: int
     start: int = 0
-    blocks: dict[tuple[int, int], tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]] = field(default_factory=dict)
 
-    def missing(self, ids: npt.NDArray[np.int32], valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """Requests outside the window; ids has the copies of a word along its last axis."""
-        outside = (ids - self.start) % self.count >= self.active
-        return valid & outside.all(axis=-1)
-
-    def serve(self, ids: npt.NDArray[np.int32]) -> int:
-        """Moves that one line of requests (words, copies) takes."""
+    def serve(self, requests: list[list[int]]) -> int:
+        """Moves that one line takes, each request given as the sets its word is in."""
         moves, start, count, active, step = 0, self.start, self.count, self.active, self.step
-        if ids.shape[1] == 1:
-            for only in ids[:, 0].tolist():
-                while (only - start) % count >= active:
-                    start = (start + step) % count
-                    moves += 1
-        else:
-            for copies in ids.tolist():
-                while all((one - start) % count >= active for one in copies):
-                    start = (start + step) % count
-                    moves += 1
+        for sets in requests:
+            while all((one - start) % count >= active for one in sets):
+                start = (start + step) % count
+                moves += 1
         self.start = start
         return moves
 
 
-def _sets(order: Indices, per_set: int, words: int, alone: bool) -> tuple[npt.NDArray[np.int32], int]:
-    """((words, copies): the sets each word is in, number of sets) of a fetch order; alone: each word once."""
-    found = order[order >= 0]
-    ids = np.arange(len(found)) // per_set
-    count = len(found) // per_set + 1
-    if alone:
-        single = np.zeros((words, 1), dtype=np.int32)
-        single[found, 0] = ids
-        return single, count
-    pairs = np.unique(found * count + ids)
-    word, number = np.divmod(pairs, count)
-    start = np.searchsorted(word, np.arange(words))
-    copies = np.diff(np.append(start, len(word)))
-    table = np.empty((words, max(int(copies.max()), 1)), dtype=np.int32)
-    for column in range(table.shape[1]):
-        table[:, column] = number[np.minimum(start + np.minimum(column, np.maximum(copies - 1, 0)), len(number) - 1)]
-    return table, count
+class _Copies:
+    """All sets each word is in, found when first asked for."""
+
+    def __init__(self, order: Indices, per_set: int, count: int) -> None:
+        found = order[order >= 0]
+        self.count = count
+        most = (int(found.max()) + 1) * count
+        small = np.int32 if most < np.iinfo(np.int32).max else np.int64  # half the bytes sort in half the time
+        pairs = np.sort((found * count + np.arange(len(found)) // per_set).astype(small))
+        pairs = pairs[np.concatenate(([True], pairs[1:] != pairs[:-1]))]
+        self.sets = (pairs % count).tolist()
+        self.start = np.searchsorted(pairs, np.arange(0, most + 1, count, dtype=small)).tolist()
+
+    def of(self, words: Indices) -> list[list[int]]:
+        """The sets of each word."""
+        return [self.sets[self.start[word] : self.start[word + 1]] for word in words.tolist()]
 
 
 def fetches(schedule: Schedule, operand: str, kb: int, bandwidth: int) -> Fetches:
@@ -96,32 +100,29 @@ def fetches(schedule: Schedule, operand: str, kb: int, bandwidth: int) -> Fetche
     total = kb * 1024
     active = -(-total // 2)
     rest = total - active
-    order = schedule.prefetch(operand)
-    lines = -(-len(order) // bandwidth)
-    layer = schedule.layer
-    words = layer.height * layer.width * layer.channels if operand == "ifmap" else layer.k * layer.n
-    alone = operand == "filter" or layer.distinct[1]
+    order, places = schedule.fetch_order(operand)
     per_set = -(-total // 100)
-    table, count = _sets(order, per_set, words, alone)
+    count = (int(places.max()) + 1) // per_set + 1
     held = min(-(-active // per_set), count)
     step = min(-(-rest // per_set), count - held)
     out: list[tuple[int, int]] = []
     if step:
-        ring = _Ring(sets=table, count=count, active=held, step=step)
-        block = schedule.ifmap_block if operand == "ifmap" else schedule.filter_block
+        alone = operand == "filter" or schedule.layer.distinct[1]
+        copies = None if alone else _Copies(order, per_set, count)
+        ring, blocks = _Ring(count, held, step), dict[tuple[int, int], _Block]()
         stream, rows = schedule.stream(operand), len(schedule.rows)
         for fold in range(len(stream.until)):
             column, row = divmod(fold, rows)
             key = _key(schedule.config.dataflow, operand, column, row)
-            if key not in ring.blocks:
-                asked = block(column, row)
-                ring.blocks[key] = table[np.maximum(asked, 0)], asked >= 0
+            if key not in blocks:
+                words = cache(partial(schedule.ifmap_block, column, row))
+                blocks[key] = _block(schedule.place_block(operand, places, column, row), per_set, words)
             first = fold * schedule.period + int(stream.first[fold])
-            out += [(first + line, moves) for line, moves in _fold(ring, *ring.blocks[key])]
+            out += [(first + line, moves) for line, moves in _fold(ring, blocks[key], copies)]
     return Fetches(
         line=tuple(line for line, _ in out),
         moves=tuple(moves for _, moves in out),
-        first=min(-(-active // bandwidth), lines),
+        first=min(-(-active // bandwidth), -(-len(order) // bandwidth)),
         each=-(-rest // bandwidth),
         bandwidth=bandwidth,
     )
@@ -135,29 +136,27 @@ def _key(flow: str, operand: str, column: int, row: int) -> tuple[int, int]:
     return (-1, row) if operand == moving else (column, row)
 
 
-def _fold(ring: _Ring, ids: npt.NDArray[np.int32], valid: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+def _fold(ring: _Ring, block: _Block, copies: _Copies | None) -> list[tuple[int, int]]:
     """(line, moves) of one fold."""
     out = []
-    simple = ids.shape[-1] == 1
-    if simple:
-        low = np.where(valid, ids[..., 0], ring.count).min(axis=1)
-        high = np.where(valid, ids[..., 0], -1).max(axis=1)
-        empty = high < 0
-    line, step = 0, LINES
-    while line < len(ids):
-        end = min(line + step, len(ids))
-        if simple:
-            down, up = (low[line:end] - ring.start) % ring.count, (high[line:end] - ring.start) % ring.count
-            bad = ((up >= ring.active) | (down > up)) & ~empty[line:end]
-        else:
-            bad = ring.missing(ids[line:end], valid[line:end]).any(axis=1)
-        if not bad.any():
-            line, step = end, step * 2
-            continue
-        line += int(bad.argmax())
-        moves = ring.serve(ids[line][valid[line]])
-        if moves:
-            out.append((line, moves))
-            step = LINES
-        line += 1
+    line, step, lines = 0, LINES, len(block.sets)
+    while line < lines:
+        end = min(line + step, lines)
+        high = block.high[line:end]
+        down, up = (block.low[line:end] - ring.start) % ring.count, (high - ring.start) % ring.count
+        bad = ((up >= ring.active) | (down > up)) & (high >= 0)
+        start = ring.start
+        for at in np.flatnonzero(bad).tolist():
+            here = line + at
+            asked = block.sets[here] >= 0
+            if copies is not None:
+                requests = copies.of(block.words()[here][asked])
+            else:
+                requests = block.sets[here][asked, None].tolist()
+            moves = ring.serve(requests)
+            if moves:
+                out.append((here, moves))
+                end = here + 1  # the lines after it face another window
+                break
+        line, step = end, LINES if ring.start != start else step * 2
     return out
