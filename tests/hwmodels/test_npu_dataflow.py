@@ -1,5 +1,6 @@
 """Cycles against an array simulated element by element; tiles against an exhaustive search."""
 
+import time
 from dataclasses import replace
 from itertools import product
 
@@ -186,6 +187,21 @@ def test_neighbouring_tiles_of_a_convolution_read_their_halo_again():
     plain = tile(_work(100, 3, 36), _operands(density=1 / 9), small, warm=False)
     halo = tile(_work(100, 3, 36), _operands(density=1 / 9, halo=20), small, warm=False)
     assert plain.traffic[0] < halo.traffic[0]
+
+
+def test_a_hundred_thousand_layers_a_second():
+    rng = np.random.default_rng(0)
+    m, n, k = (np.exp(rng.uniform(0, 9, 20000)).round() for _ in range(3))
+    ones = np.ones(20000)
+    work = Products(m=m, n=n, k=k, batch=ones, packing=ones)
+    size = Operands(a=2 * ones, b=2 * ones, out=2 * ones, density=ones, halo=0 * ones, stored=ones)
+    array = replace(ARRAY, rows=128, columns=128, scratchpad=2.0**23)
+    spent = []
+    for _ in range(3):
+        start = time.process_time()
+        cycles(work, array, np.ceil(work.m / tile(work, size, array, False).tm))
+        spent.append(time.process_time() - start)
+    assert min(spent) < 0.2
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hwmodels.npu.scalesim.drain import WriteBuffer
 from hwmodels.npu.scalesim.schedule import Schedule, skewed
 from hwmodels.npu.scalesim.topology import gemm_layer
 from hwmodels.npu.scalesim.turnover import _epochs, _previous, _replayed
+from hwmodels.npu.scalesim.window import fetches
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "scalesim"
 
@@ -106,6 +107,66 @@ def test_streams_say_where_each_element_is(dataflow):
         for line in range(schedule.lines):
             assert stream.before(line) == sum(1 for found in lines if found < line)
     assert schedule.lines == len(schedule.rows) * len(schedule.columns) * schedule.period
+
+
+def _naive_fetches(schedule, operand, kb):
+    """(line, moves) from sets of words, asked one word at a time."""
+    per_set = -(-kb * 1024 // 100)
+    order = [word for word in schedule.fetch_order(operand)[0].tolist() if word >= 0]
+    sets = [set(order[i : i + per_set]) for i in range(0, len(order), per_set)]
+    if len(order) % per_set == 0:
+        sets.append(set())
+    held = min(-(-kb * 512 // per_set), len(sets))
+    step, start, out = min(held, len(sets) - held), 0, []
+    if not step:
+        return []
+    stream = schedule.stream(operand)
+    for fold in range(len(stream.until)):
+        column, row = divmod(fold, len(schedule.rows))
+        for line, asked in enumerate(_asked(schedule, operand, column, row)):
+            moves = 0
+            for word in asked:
+                while not any(word in sets[(start + i) % len(sets)] for i in range(held)):
+                    start, moves = (start + step) % len(sets), moves + 1
+            if moves:
+                out.append((fold * schedule.period + int(stream.first[fold]) + line, moves))
+    return out
+
+
+def _asked(schedule, operand, column, row):
+    """Words of each line of a fold, from the layer's own matrix."""
+    if operand == "ifmap":
+        block = schedule.ifmap_block(column, row)
+    else:
+        order, places = schedule.fetch_order(operand)
+        words = order[order >= 0]
+        block = schedule.place_block(operand, places, column, row)
+        block = np.where(block >= 0, words[block], -1)
+    return [[word for word in line if word >= 0] for line in block.tolist()]
+
+
+@pytest.mark.parametrize("dataflow", ["os", "ws", "is"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        gemm_layer("product", 60, 50, 44),
+        gemm_layer("row", 1, 90, 40),
+        scalesim.Layer(name="conv", height=13, width=14, kernel_height=3, kernel_width=4, channels=12, filters=30),
+        scalesim.Layer(
+            name="over", height=14, width=13, kernel_height=3, kernel_width=2, channels=9, filters=17, stride=2
+        ),
+    ],
+    ids=lambda layer: layer.name,
+)
+def test_moves_of_the_window_against_sets_of_words(dataflow, layer):
+    config = scalesim.Config(rows=7, columns=5, ifmap_kb=1, filter_kb=1, ofmap_kb=1, dataflow=dataflow, mode="USER")
+    schedule = Schedule(layer, config)
+    moved = 0
+    for operand in ("ifmap", "filter"):
+        found = fetches(schedule, operand, 1, 10)
+        assert list(zip(found.line, found.moves, strict=True)) == _naive_fetches(schedule, operand, 1)
+        moved += sum(found.moves)
+    assert moved
 
 
 def test_skewed_blocks_shift_each_column_by_one_line():
