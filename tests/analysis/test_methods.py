@@ -126,12 +126,13 @@ def _short(name: str) -> dict[str, object]:
     return {"steps": 20} if name in ("adaround", "fp-ptq") else {}
 
 
-def test_learned_rounding_is_legal_and_never_worse_than_its_start(
+def test_learned_rounding_keeps_the_scales_and_beats_nearest_rounding_at_a_block(
     dit: DiffusionPipeline, calibration: Calibration
 ) -> None:
+    options = {"inputs": "full-precision", **_short("adaround")}
     made = {
-        name: quantize(dit, "w4a16", method=name, calibration=calibration, **_short(name)).transformer
-        for name in ("gptq", "adaround")
+        "rtn": quantize(dit, "w4a16", method="rtn").transformer,
+        "adaround": quantize(dit, "w4a16", method="adaround", calibration=calibration, **options).transformer,
     }
     block, path = dit.transformer.transformer_blocks[0], "transformer_blocks.0"
     inputs: list[tuple[object, dict[str, object]]] = []
@@ -148,9 +149,7 @@ def test_learned_rounding_is_legal_and_never_worse_than_its_start(
     for one, other in zip(*(transformer.modules() for transformer in made.values()), strict=True):
         if isinstance(one, QuantizedLayer):
             assert torch.equal(one.weight_step, other.weight_step)
-            assert int((one.weight_codes.int() - other.weight_codes.int()).abs().max()) <= 1
-    # Units keep their start when held-back samples say so; new samples of the same kind agree within their noise.
-    assert error["adaround"] <= 1.05 * error["gptq"]
+    assert error["adaround"] < 0.8 * error["rtn"]
 
 
 @pytest.mark.parametrize("name", ["e2m1", "e4m3", "int4", "e3m0-finite", "e1m2-finite"])
