@@ -38,6 +38,7 @@ TILES = (
     *((256, 128), (128, 256), (256, 256), (192, 128), (128, 192), (128, 128)),
     *((192, 192), (192, 160), (128, 160), (160, 128)),
     *((256, 64), (64, 256), (128, 64), (64, 128), (64, 64)),
+    *((32, 128), (16, 128), (32, 64), (16, 64), (8, 64)),
 )
 SPLITS = (1, 2, 4, 8)
 #: those of them that convolution libraries ship, what a partly filled last wave of theirs costs (they do not split what
