@@ -93,11 +93,15 @@ def score(plan: Plan, images: Mapping[str, Images], progress: Callable[[], None]
 
     everything = plan.experiment.quality.prompts
     clean = render(plan.scenes)
+
+    def pictures(label: str, count: int | None = None) -> torch.Tensor:
+        return torch.from_numpy(images[label][:count]).to(plan.device)  # scored where they were made
+
     qualities: dict[str, Any] = {}
     for row in plan.rows:
-        reference = None if row.label == REFERENCE else torch.from_numpy(images[REFERENCE][: row.prompts])
+        reference = None if row.label == REFERENCE else pictures(REFERENCE, row.prompts)
         qualities[row.label] = evaluate(
-            torch.from_numpy(images[row.label]),
+            pictures(row.label),
             plan.scenes[: row.prompts],
             reference=reference,
             # The bias of a Fréchet distance depends on how many pictures there are: only equal numbers compare.
@@ -109,8 +113,7 @@ def score(plan: Plan, images: Mapping[str, Images], progress: Callable[[], None]
         found += _rows(plan, row, qualities)
         twin = twin_of(plan, row)
         if twin is not None:
-            shortcut = torch.from_numpy(images[twin.label][: row.prompts])
-            values = psnr(torch.from_numpy(images[row.label]), shortcut)
+            values = psnr(pictures(row.label), pictures(twin.label, row.prompts)).cpu()
             found.append(_interval(plan, row, "psnr_to_shortcut", values, twin.label))
     prompts = [entry for row in plan.rows for entry in _prompts(plan, row, qualities[row.label])]
     return Scores(rows=tuple(found), prompts=tuple(prompts))
