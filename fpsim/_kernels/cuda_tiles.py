@@ -149,9 +149,9 @@ def tile_kernel(terms: int, wide: bool, coded: bool, promoted: bool) -> Any:
         for k in range(begin, end, np.uint32(terms)):
             cuda.syncthreads()
             for q in range(thread, np.uint32(operand), np.uint32(_COUNT)):
-                at, side = k + q // np.uint32(TILE), q % np.uint32(TILE)
-                xs[q], exs[q] = x[t, at, m0 + side], ex[t, at, m0 + side]
-                ys[q], eys[q] = y[ty, at, n0 + side], ey[ty, at, n0 + side]
+                source, side = k + q // np.uint32(TILE), q % np.uint32(TILE)
+                xs[q], exs[q] = x[t, source, m0 + side], ex[t, source, m0 + side]
+                ys[q], eys[q] = y[ty, source, n0 + side], ey[ty, source, n0 + side]
             cuda.syncthreads()
             for i in range(_EACH):
                 for j in range(_EACH):
