@@ -26,6 +26,7 @@ lint: .venv/installed-test  ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports --no-cache
 
 bench: .venv/installed-test  ## speed against peers, side by side in one run; prints ratios
+	$(PIP) --editable '.[test,bench]'
 	$(BIN)/python tests/benchmarks/run.py
 
 bench-gpu:  ## the same on an NVIDIA GPU, with PYTHON=python of an environment that has CUDA torch and fpsim[cuda]
