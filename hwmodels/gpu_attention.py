@@ -25,7 +25,7 @@ TORCH_HEAD_DIMS = np.array((64, 128, 192, 256), dtype=np.float64)
 #: per SM and clock: the special-function units of every NVIDIA SM since Volta (CUDA C++ programming guide)
 EXPONENTIALS = 16
 QUERIES = 128
-BLOCK_STEPS = 4
+BLOCK_STEPS = 3
 LAUNCHES = 2  #: torch clears a buffer before its kernel
 LARGE_HEAD = 0.22  #: pace of the kernel for heads above 256, relative to the others
 

