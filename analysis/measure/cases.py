@@ -240,7 +240,8 @@ def write_traced(path: Path = TRACED) -> None:
 
     rows: dict[tuple[str, str], list[str]] = {}
     for name, part, batch in SOURCES:
-        for op in analysis.trace(name, batch=batch, part=part).shapes[0]:
+        for traced_op in analysis.trace(name, batch=batch, part=part).shapes[0]:
+            op = replace(traced_op, library="") if isinstance(traced_op, Attention) else traced_op
             if isinstance(op, Gemm | Conv2d | ConvNd | Attention | Norm) and _runs(op):
                 rows.setdefault((op.kind, to_words(op)), []).append(f"{name}:{part}:{batch}")
     with path.open("w", encoding="utf-8", newline="") as file:

@@ -83,7 +83,7 @@ def test_calibration_finds_what_the_rows_were_made_with_and_the_device_keeps_it(
     assert found.calibration["fixed"] == pytest.approx(3.5e-6, rel=0.2)
     after = {row.split: row.mean for row in found.after}
     before = {row.split: row.mean for row in found.before}
-    assert after["held out"] < 0.02 < before["held out"]
+    assert after["held out"] < 0.03 < 0.1 < before["held out"]
     path = tmp_path / "mine.toml"
     path.write_text(own_device.device_text(H200, found.calibration, "a test"))
     mine = hwmodels.device(path)
