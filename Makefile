@@ -25,9 +25,8 @@ lint: .venv/installed-test  ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: .venv/installed-test  ## speed against peers, side by side in one run; prints ratios
-	$(PIP) --editable '.[test,bench]'
-	$(BIN)/python tests/benchmarks/run.py
+bench: .venv-bench/installed  ## speed against peers, side by side in one run; prints ratios
+	.venv-bench/bin/python tests/benchmarks/run.py
 
 bench-gpu:  ## the same on an NVIDIA GPU, with PYTHON=python of an environment that has CUDA torch and fpsim[cuda]
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu.py --write docs/benchmarks-gpu.md
@@ -38,7 +37,7 @@ notebooks: .venv/installed-test  ## execute, refresh and pair the notebooks with
 	$(BIN)/jupytext --sync notebooks/*.ipynb
 
 clean:  ## remove the environment and the caches
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist
+	rm -rf .venv .venv-bench .mypy_cache .ruff_cache .pytest_cache build dist
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("fpsim needs Python 3.11 or newer; set PYTHON=python3.12, say" if sys.version_info < (3, 11) else 0)'
@@ -51,3 +50,9 @@ clean:  ## remove the environment and the caches
 .venv/installed-test: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[test]'
 	@touch $@ .venv/installed
+
+# An environment of its own: torchao announces itself wherever diffusers is imported.
+.venv-bench/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,bench]'
+	@touch $@
