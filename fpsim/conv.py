@@ -42,13 +42,13 @@ def conv2d(
     weights: Any
     images, weights = (x, w) if device else (as_codes(x, spec.a, "x"), as_codes(w, spec.b, "w"))
     form = geometry(tuple(images.shape), tuple(weights.shape), stride, padding, dilation, groups, order)
+    as_codes(np.asarray(pad_code), spec.a, "pad_code")
     if device:
         from fpsim._cuda import entry  # only where it is asked for: it needs a driver
 
         kernel_last = order == "channel-row-column"
         place = (*form[:4], groups, pad_code, kernel_last)
         return entry.conv2d(x, w, spec, *place, result_dtype(container(spec.accumulator.output).name))
-    as_codes(np.asarray(pad_code), spec.a, "pad_code")
     parts = as_products(images, weights, form, pad_code, order)
     return as_images([matmul(rows, matrix, spec, backend=backend) for rows, matrix in parts], len(images), form)
 

@@ -164,7 +164,7 @@ def test_units_and_stages_follow_the_order_of_execution(unet: DiffusionPipeline)
     assert stages.index(["ff.net.0.proj"]) + 1 == stages.index(["ff.net.2"])
 
 
-def test_thecompensated_weight_is_the_least_squares_solution() -> None:
+def test_the_compensated_weight_is_the_least_squares_solution() -> None:
     torch.manual_seed(0)
     weight, z = torch.randn(5, 12, dtype=torch.float64), torch.randn(4000, 12, dtype=torch.float64)
     x = z @ torch.randn(12, 12, dtype=torch.float64) * 0.3 + z
@@ -179,12 +179,17 @@ def test_thecompensated_weight_is_the_least_squares_solution() -> None:
     assert torch.equal(compensated(weight.float(), torch.zeros(12, 12), torch.zeros(12, 12)), weight.float())
 
 
-@pytest.mark.parametrize("method", ["gptaq", "adaround"])
+def cases(methods: tuple[str, str], slow: tuple[str, str]) -> pytest.MarkDecorator:
+    """Both pipelines with each method; `slow` is the pair that repeats another one's code at length."""
+    pairs = [(name, method) for name in PIPELINES for method in methods]
+    rows = [pytest.param(*pair, marks=pytest.mark.slow if pair == slow else ()) for pair in pairs]
+    return pytest.mark.parametrize(("name", "method"), rows, indirect=["name"])
+
+
+@cases(("gptaq", "adaround"), slow=("unet", "adaround"))
 def test_quantizing_in_order_beats_looking_at_full_precision_inputs(
     pipe: DiffusionPipeline, name: str, calibration: Calibration, method: str
 ) -> None:
-    if (name, method) == ("unet", "adaround"):
-        pytest.skip("slow for what it adds: the same code as for the transformer")
     options = {"steps": 30, "samples": 24} if method == "adaround" else {"samples": 24}
     made = quantize(pipe, "fp4-w4a16", method=method, calibration=calibration, **options)
     plain = quantize(pipe, "fp4-w4a16", method="gptq", calibration=calibration)
@@ -259,12 +264,10 @@ def one_sided(denoiser: torch.nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("variant", ["asymmetric", "asymmetric+dynamic"])
-@pytest.mark.parametrize("method", ["rtn", "fp-search"])
+@cases(("rtn", "fp-search"), slow=("unet", "fp-search"))
 def test_float_activations_become_unsigned_where_inputs_are_one_sided(
     pipe: DiffusionPipeline, name: str, calibration: Calibration, variant: str, method: str
 ) -> None:
-    if (name, method) == ("unet", "fp-search"):
-        pytest.skip("slow for what it adds: the same code as for the transformer")
     made = quantize(pipe, f"fp4-w4a4+{variant}", method=method, calibration=calibration)
     plain = quantize(pipe, f"fp4-w4a4{variant.removeprefix('asymmetric')}", method=method, calibration=calibration)
     found = one_sided(getattr(made, name))
