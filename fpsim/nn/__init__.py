@@ -16,6 +16,7 @@ _HOMES = {
     "QuantizedLinear": "linear",
     "QuantizedConv2d": "conv",
     "Concatenated": "concat",
+    "counted": "counting",
 }
 
 __all__ = sorted(_HOMES)

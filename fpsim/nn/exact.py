@@ -21,7 +21,7 @@ from torch import Tensor
 
 import fpsim
 from fpsim.formats import BlockFormat, Format
-from fpsim.nn import functional
+from fpsim.nn import counting, functional
 from fpsim.nn.layer import element_format
 from fpsim.nn.quantizer import Quantizer
 from fpsim.nn.scaling import Scales
@@ -154,7 +154,9 @@ def _matmul(a: Tensor, b: Tensor, spec: MatmulSpec, scales: tuple[Tensor, Tensor
     """float32 a @ b.T on the device the codes are on: a GPU's stay there, others go through numpy."""
     x, y = _plain(a), _plain(b)
     sides = {} if scales is None else {"a_scale": _plain(scales[0]), "b_scale": _plain(scales[1]).T}
-    made = fpsim.matmul(x, y.T if a.is_cuda else np.ascontiguousarray(y.T), spec, **sides)
+    y = y.T if a.is_cuda else np.ascontiguousarray(y.T)
+    made = fpsim.matmul(x, y, spec, **sides)
+    counting.note(x, y, spec, sides)
     return made.float() if a.is_cuda else torch.from_numpy(np.ascontiguousarray(made, dtype=np.float32))
 
 
