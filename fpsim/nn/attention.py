@@ -53,8 +53,7 @@ def rounded(x: Tensor, quantizer: Quantizer, axis: int) -> Tensor:
         one = torch.ones((), device=x.device)
         return scaling.fake_quantize(x, quantizer, scaling.from_range(0 * one, one, quantizer.row), axis)
     flat = x.flatten(0, -3)
-    made = scaling.fake_quantize(flat, quantizer, scaling.find(flat, quantizer, axis, sample_axis=0), axis)
-    return made.view(x.shape)
+    return scaling.self_scaled(flat, quantizer, axis, sample_axis=0).view(x.shape)
 
 
 class Products:

@@ -1,8 +1,13 @@
 """What quantized Linear and Conv2d layers share: codes and scales, the quantizer of the input, two arithmetics.
 
-A layer keeps its weight as codes and scales, which is what a device would store, and beside them the float32 values
-they stand for (`weight`, not saved), which is what the "quantize" arithmetic multiplies. The bias stays in full
-precision and is shared with the layer it was made from.
+A layer keeps its weight as codes and scales, which is what a device would store, and beside them the values they stand
+for (`weight`, not saved), which is what the "quantize" arithmetic multiplies. The bias stays in full precision and is
+shared with the layer it was made from.
+
+A float32 layer becomes one that multiplies in float32. A float16 or bfloat16 layer becomes one that rounds in float32,
+as the codes are defined, and multiplies in its own dtype: values on the grid are rounded to it once more, by at most
+2^-11 or 2^-8 of themselves, which full precision there does to every activation as well, and the speed is that of the
+model's own kernels. Scales stay float32 whatever the model is moved to.
 """
 
 import math
@@ -44,7 +49,7 @@ class QuantizedLayer(nn.Module):
     weight_codes : codes in the shape of the weight (wide casts: the values in their own dtype)
     weight_step, weight_scale_codes, weight_tensor_scale, weight_zero : the weight's `Scales`
     input_step, input_zero : those of static activations, a scalar or one per timestep group; None for dynamic ones
-    weight       : float32 values of the codes
+    weight       : values of the codes, in the dtype of the layer (float32 with a spec)
     """
 
     CHANNEL_AXIS: int
@@ -101,7 +106,8 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("weight_scale_codes", None if scales is None else scales.codes)
         self.register_buffer("weight_tensor_scale", None if scales is None else scales.tensor)
         self.register_buffer("weight_zero", None if scales is None else scales.zero)
-        self.register_buffer("weight", weight_values(codes, weight, scales), persistent=False)
+        dtype = source.weight.dtype if spec is None else torch.float32
+        self.register_buffer("weight", weight_values(codes, weight, scales).to(dtype), persistent=False)
         kept = _input_scales(activation, input_range, input_scales, clock, values.device)
         self.register_buffer("input_step", None if kept is None else kept.step)
         self.register_buffer("input_zero", None if kept is None else kept.zero)
@@ -145,7 +151,8 @@ class QuantizedLayer(nn.Module):
         for name in BUFFERS:
             empty = torch.empty(0) if name in recipe["buffers"] else None
             made.register_buffer(name, empty, persistent=name != "weight_step" or not made.weight_quantizer.is_block)
-        made.register_buffer("weight", torch.empty(0), persistent=False)
+        dtype = source.weight.dtype if made.spec is None else torch.float32
+        made.register_buffer("weight", torch.empty(0, dtype=dtype), persistent=False)
         return made
 
     def recipe(self) -> dict[str, Any]:
@@ -178,7 +185,21 @@ class QuantizedLayer(nn.Module):
         row = self.weight_quantizer.row
         if isinstance(row, BlockFormat) and self.weight_scale_codes is not None:
             self.weight_step = functional.block_step(self.weight_scale_codes, self.weight_tensor_scale, row, 1)
-        self.weight = weight_values(self.weight_codes, self.weight_quantizer, self.weight_scales)
+        values = weight_values(self.weight_codes, self.weight_quantizer, self.weight_scales)
+        self.weight = values.to(self.weight.dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Moving a model to another dtype leaves codes and scales what they are."""
+        kept = {name: self._buffers[name] for name in BUFFERS}
+        exact = self.weight if self.spec is not None else None
+        super()._apply(fn, recurse)
+        if exact is not None and self.weight.dtype != exact.dtype:
+            self.weight = exact.to(self.weight.device)
+        for name, before in kept.items():
+            now = self._buffers[name]
+            if before is not None and now is not None and now.dtype != before.dtype:
+                self._buffers[name] = before.to(now.device)
+        return self
 
     def geometry(self, source: Any) -> None:
         """Take over what the layer needs to know of the one it replaces, beside weight and bias."""
@@ -218,23 +239,29 @@ class QuantizedLayer(nn.Module):
         return scaling.find(x, self.activation_quantizer, self.CHANNEL_AXIS, sample_axis=0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output, in the dtype of `x`; the work in between is float32."""
-        values = x.float() if self.transform is None else self.transform(x.float())
-        bias = None if self.bias is None else self.bias.float()
-        if self.activation_quantizer is None:
-            y = self.multiply(values, self.weight, bias)
-        else:
+        """The layer's output, in the dtype of `x`."""
+        values = x if self.transform is None else self.transform(x.float())
+        if self.spec is not None:
+            values = values.float()
+            y = self.exact(values, self.spec)
             scales = self.input_scales(values)
-            if self.spec is not None:
-                y = self.exact(values, self.spec)
-                if scales is not None and scales.zero is not None:
-                    y = y - self.zero_term(values, scales.zero * scales.step)
-            else:
-                rounded = scaling.fake_quantize(values, self.activation_quantizer, scales, self.CHANNEL_AXIS)
-                y = self.multiply(rounded, self.weight, bias)
+            if scales is not None and scales.zero is not None:
+                y = y - self.zero_term(values, scales.zero * scales.step)
+        else:
+            bias = None if self.bias is None else self.bias.to(self.weight.dtype)
+            y = self.multiply(self.rounded_input(values), self.weight, bias)
         if self.branch is not None:
-            y = y + self.branch(values)
+            y = y + self.branch(values.float())
         return y.to(x.dtype)
+
+    def rounded_input(self, values: Tensor) -> Tensor:
+        """What the weight is multiplied by: the input on its grid, in the dtype of `weight`."""
+        quantizer, dtype = self.activation_quantizer, self.weight.dtype
+        if quantizer is None:
+            return values.to(dtype)
+        if quantizer.is_cast or self.input_step is not None:
+            return scaling.fake_quantize(values, quantizer, self.input_scales(values), self.CHANNEL_AXIS, dtype)
+        return scaling.self_scaled(values, quantizer, self.CHANNEL_AXIS, 0, dtype)
 
     def multiply(self, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """float32 values times float32 weights with this layer's geometry, plus bias."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fpsim.formats import BlockFormat, Format
-from fpsim.nn import functional
+from fpsim.nn import functional, fused
 from fpsim.nn.quantizer import Quantizer
 
 #: Scales below the smallest normal float32 would make reciprocals infinite; an all-zero group gets this one.
@@ -48,7 +48,7 @@ def max_abs(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
 
 
 def find(x: Tensor, quantizer: Quantizer, axis: int, sample_axis: int | None = None) -> Scales | None:
-    """Scales of float32 `x` from its own values; None for a cast.
+    """Scales of `x` from its own values; None for a cast. float16 and bfloat16 serve for scalar formats.
 
     sample_axis : with granularity "tensor", the axis whose entries get a scale each (dynamic activations); None: one
     """
@@ -94,33 +94,52 @@ def _groups(
 
 def from_max_abs(amax: Tensor, largest: float) -> Tensor:
     """amax / largest in float32, at least `TINY`; `largest` is the format's largest value."""
-    return functional.divided(amax, largest).clamp_(min=TINY)
+    return functional.divided(amax.float(), largest).clamp_(min=TINY)
 
 
 def from_range(low: Tensor, high: Tensor, row: Format) -> Scales:
     """Scales that map `low` to `high`, 0 included, onto a scalar format; a signed one takes the larger magnitude."""
     if row.signed:
         return Scales(step=from_max_abs(torch.maximum(high, -low), row.max))
-    low = low.clamp(max=0.0)
-    step = from_max_abs(high.clamp(min=0.0) - low, row.max)
+    low = low.float().clamp(max=0.0)
+    step = from_max_abs(high.float().clamp(min=0.0) - low, row.max)
     return Scales(step=step, zero=functional.round_(-low / step, row))
 
 
-def fake_quantize(x: Tensor, quantizer: Quantizer, scales: Scales | None, axis: int) -> Tensor:
-    """float32 `x` on its scaled grid: round(x / step) * step, a new tensor of the same shape."""
+def fake_quantize(
+    x: Tensor, quantizer: Quantizer, scales: Scales | None, axis: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """`x` on its scaled grid: round(x / step) * step in float32, then in `dtype`; a new tensor of the same shape."""
     element = _element(quantizer)
     if scales is None:
-        return functional.round_(x.clone(), element)
+        return functional.round_(x.to(torch.float32, copy=True), element).to(dtype)
     if quantizer.block is None:
-        return rounded(x, scales, element)
+        return rounded(x, scales, element, dtype)
     axis = axis % x.ndim
-    parts = rounded(functional.blocked(x, quantizer.block, axis), scales, element)
+    parts = rounded(functional.blocked(x, quantizer.block, axis), scales, element, dtype)
     return functional.unblocked(parts, x.shape[axis], axis)
 
 
-def rounded(x: Tensor, scales: Scales, row: Format) -> Tensor:
-    """float32 `x` on the grid of `row` under `scales` that broadcast against it, a new tensor."""
-    return _restored(functional.round_(_scaled(x, scales), row), scales)
+def self_scaled(
+    x: Tensor, quantizer: Quantizer, axis: int, sample_axis: int | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """`x` quantized with the scales that `find` takes from it: dynamic activations."""
+    token = quantizer.granularity == "token" and not quantizer.is_cast
+    size = x.shape[axis] if token else quantizer.block
+    if size is not None and sample_axis in (None, 0):
+        made = fused.found(x, quantizer.row, size, axis, 1 if sample_axis is None else x.shape[0], dtype)
+        if made is not None:
+            return made
+    values = x.float() if quantizer.is_block else x
+    return fake_quantize(values, quantizer, find(values, quantizer, axis, sample_axis), axis, dtype)
+
+
+def rounded(x: Tensor, scales: Scales, row: Format, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`x` on the grid of `row` under `scales` that broadcast against it, a new tensor of `dtype`."""
+    made = fused.given(x, scales.step, scales.zero, row, dtype)
+    if made is None:
+        made = _restored(functional.round_(_scaled(x.float(), scales), row), scales).to(dtype)
+    return made
 
 
 def encode(x: Tensor, quantizer: Quantizer, scales: Scales | None, axis: int) -> Tensor:

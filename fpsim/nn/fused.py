@@ -1,0 +1,122 @@
+"""Fake quantization in one pass over memory, where there is a kernel for it; `None` where torch operations have to do.
+
+The same numbers come out as from `scaling`'s chain of torch operations, bit for bit but for the sign of zeros, which
+neither keeps. Kernels take dense float32, float16 and bfloat16 tensors without a gradient, on a GPU with Triton
+(`_triton.py`) and on the CPU through numba (`_host.py`); formats are those rounded by a constant or to integers.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fpsim.formats import BlockFormat, Format
+from fpsim.nn import functional
+from fpsim.nn.functional import Grid
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_ROUND_LIMIT = 2.0**22  # integers beyond are not rounded by adding 1.5 * 2**23
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Which elements of a dense tensor share a scale: element i has number i // (size * inner) * inner + i % inner."""
+
+    size: int
+    inner: int
+
+
+def runs(shape: torch.Size, step: torch.Size) -> Runs | None:
+    """How a scale of shape `step` is shared when it broadcasts against `shape`; None if no `Runs` describes it."""
+    if len(step) > len(shape):
+        return None
+    full = (1,) * (len(shape) - len(step)) + tuple(step)
+    shared = [i for i, (have, wanted) in enumerate(zip(full, shape, strict=True)) if have == 1 and wanted != 1]
+    if any(have != wanted for i, (have, wanted) in enumerate(zip(full, shape, strict=True)) if i not in shared):
+        return None
+    if not shared:
+        return Runs(size=1, inner=1)
+    first, last = shared[0], shared[-1]
+    if any(shape[i] != 1 for i in range(first, last) if i not in shared):
+        return None
+    return Runs(size=prod(shape[first : last + 1]), inner=prod(shape[last + 1 :]))
+
+
+def given(x: Tensor, step: Tensor, zero: Tensor | None, row: Format, dtype: torch.dtype) -> Tensor | None:
+    """(round(x / step + zero) - zero) * step, a new tensor of `dtype`; `step` and `zero` broadcast against x."""
+    kernels = _kernels(x, step)
+    grid = _grid(row)
+    if kernels is None or grid is None:
+        return None
+    how = runs(x.shape, step.shape)
+    if how is None:
+        return None
+    dense = x if x.is_contiguous() or (step.numel() == 1 and _dense(x)) else x.contiguous()
+    made = torch.empty_like(dense, dtype=dtype)
+    if dense.numel():
+        shift = None if zero is None else zero.contiguous()
+        kernels.given(dense, made, step.contiguous(), shift, how.size, how.inner, grid)
+    return made
+
+
+def found(
+    x: Tensor, row: Format | BlockFormat, size: int, axis: int, samples: int, dtype: torch.dtype
+) -> Tensor | None:
+    """`x` quantized with the scales of its own groups of `size` along `axis`, by the format's rule; of `dtype`.
+
+    samples : leading entries that have an NVFP4 tensor scale each, 1 for one of all
+    """
+    kernels = _kernels(x)
+    element = row.element if isinstance(row, BlockFormat) else row
+    grid = _grid(element)
+    if kernels is None or grid is None or not x.numel() or size > kernels.WIDEST:
+        return None
+    axis = axis % x.ndim
+    if isinstance(row, BlockFormat):
+        if row.rows > 1 or not (row.rule == "floor" or (row.rule == "amax" and row.tensor_scale)):
+            return None
+        rule = kernels.FLOOR if row.rule == "floor" else kernels.TWO_LEVEL
+    else:
+        rule = kernels.LINEAR
+    scale = _grid(row.scale) if isinstance(row, BlockFormat) and row.tensor_scale else None
+    if rule == kernels.TWO_LEVEL and (scale is None or samples not in (1, x.shape[0]) or axis == 0):
+        return None
+    dense = x.contiguous()
+    made = torch.empty_like(dense, dtype=dtype)
+    top = int(np.frexp(element.max)[1]) - 1
+    inner = prod(x.shape[axis + 1 :])
+    kernels.found(dense, made, samples, x.shape[axis], size, inner, grid, rule, element.signed, top, scale)
+    return made
+
+
+def _kernels(*tensors: Tensor) -> Any:
+    """The module of kernels for tensors like these, or None."""
+    if any(t.dtype not in _DTYPES or (t.requires_grad and torch.is_grad_enabled()) for t in tensors):
+        return None
+    if all(t.is_cuda for t in tensors):
+        return _triton()
+    return None
+
+
+@cache
+def _triton() -> Any:
+    """The Triton kernels; None where Triton is not installed."""
+    return None if find_spec("triton") is None else import_module("fpsim.nn._triton")
+
+
+@cache
+def _grid(row: Format) -> Grid | None:
+    """The grid of a format that kernels know."""
+    found = functional.grid(row)
+    known = found.way == "constant" or (found.way == "integer" and max(found.high, -found.low) < _ROUND_LIMIT)
+    return found if known else None
+
+
+def _dense(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) if x.ndim == 4 else False
