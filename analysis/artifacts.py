@@ -41,6 +41,7 @@ class Run:
     quality: tuple[QualityRow, ...]
     prompts: tuple[PromptRow, ...]
     costs: tuple[CostRow, ...]
+    layers: Mapping[str, Sequence[Mapping[str, Any]]]
     unused_rules: Mapping[str, Sequence[str]]
     seconds: Mapping[str, float]
 
@@ -71,16 +72,20 @@ class Run:
             ]
         )
         frame = pd.concat([measured, projected], ignore_index=True) if len(projected) else measured
+        for column in ("pipeline", "steps", "seed"):
+            frame[column] = getattr(self.experiment.quality, column)
         frame.attrs["run"] = str(self.path)
         return frame
 
 
 def write_results(run: Run, plan: Plan, images: Mapping[str, Images], command: str) -> None:
-    """results.csv, scores.csv, costs.csv, grid.png, pareto-*.png, and results.json, from which the page is written."""
+    """The tables (results, scores, costs, layers), grid.png, pareto-*.png, and results.json, from which the page is."""
     write_atomic(run.path / "results.csv", comma_separated([asdict(row) for row in run.quality]))
     scores = comma_separated([asdict(row) for row in run.prompts])
     write_atomic(run.path / SCORES, scores)
     write_atomic(run.path / "costs.csv", comma_separated([asdict(row) for row in run.costs]))
+    rows = [{"configuration": label, **layer} for label, layers in run.layers.items() for layer in layers]
+    write_atomic(run.path / "layers.csv", comma_separated(rows))
     judged = verdicts(plan, run.quality)
     grid = grid_rows(plan, images, run.quality)
     captions = plan.captions[:GRID_COLUMNS]

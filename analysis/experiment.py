@@ -13,6 +13,10 @@
     devices = ["h200-sxm", "rtx-4090"]
     models = ["shapes-sd", "sdxl-base"]
 
+    [[sweep]]                          # optional: a run for every combination, each with these configurations
+    pipeline = ["shapes-sd", "shapes-dit"]
+    seed = [0, 1]
+
     [[schemes.mine.rules]]             # optional: schemes of your own, ordered rules as in `analysis.scheme`
     pattern = "re:(conv_in|conv_out)"  # neither weight nor activation: full precision
     [[schemes.mine.rules]]
@@ -75,12 +79,15 @@ class Configuration:
 
     Without an engine values are put on their grids and summed in float32; with one every product and sum is the
     engine's, bit for bit (slow: give such a configuration few prompts).
+
+    options: settings of the method, as `analysis.quantize` takes them: `options = { transform = "hadamard" }`
     """
 
     scheme: str
     method: str = "rtn"
     engine: str | None = None
     prompts: int | None = None  # the first so many of the experiment's prompts; None: all
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.prompts is not None and self.prompts < 1:
@@ -92,10 +99,11 @@ class Configuration:
 
     @property
     def label(self) -> str:
-        """A short name, unique within an experiment: `fp8-w8a8`, `fp8-w8a8 exact on hopper/wgmma`."""
+        """A short name, unique within an experiment: `fp8-w8a8`, `mxfp4 gptaq transform=hadamard`."""
         method = "" if self.method == "rtn" else f" {self.method}"
+        options = "".join(f" {key}={str(value).lower()}" for key, value in self.options.items())
         exact = f" exact on {self.engine}" if self.engine else ""
-        return f"{self.scheme}{method}{exact}"
+        return f"{self.scheme}{method}{options}{exact}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +113,41 @@ class Cost:
     devices: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     mode: str = "graph"
-    estimator: str = "roofline"  # how: a lower bound that knows every device, or "auto", the best model of each
+    estimator: str = "auto"  # how: the best model of each device, or "roofline", a lower bound that knows every one
     baseline: str = "bf16"  # what a speed-up is relative to: the arithmetic people deploy without quantization
 
     def __post_init__(self) -> None:
         allowed = ("eager", "graph", "compiled")
         if self.mode not in allowed:
             raise ValueError(f"mode must be one of {', '.join(allowed)}, not {self.mode!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Runs to make of one file: one for every combination of the values listed.
+
+    only: labels of the configurations that take part; empty: all
+    """
+
+    pipeline: tuple[str, ...] = ()
+    steps: tuple[int, ...] = ()
+    guidance: tuple[float, ...] = ()
+    seed: tuple[int, ...] = ()
+    only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not any(self.axes.values()):
+            raise ValueError(f"a [[sweep]] lists values of at least one of {', '.join(self.axes)}")
+
+    @property
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        """Key of [quality] -> its values."""
+        return {row.name: getattr(self, row.name) for row in dataclasses.fields(self) if row.name != "only"}
+
+    def points(self) -> list[dict[str, Any]]:
+        """Every combination, as keys of [quality]."""
+        listed = {name: values for name, values in self.axes.items() if values}
+        return [dict(zip(listed, values, strict=True)) for values in itertools.product(*listed.values())]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +160,7 @@ class Experiment:
     configuration: tuple[Configuration, ...] = ()
     cost: Cost = Cost()
     schemes: Mapping[str, Scheme] = field(default_factory=dict)
+    sweep: tuple[Sweep, ...] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name):
@@ -134,6 +171,31 @@ class Experiment:
         for label in labels:
             if labels.count(label) > 1:
                 raise ValueError(f"configuration {label!r} is there twice")
+        for label in (label for sweep in self.sweep for label in sweep.only):
+            if label not in labels:
+                raise ValueError(f"sweep: only: {unknown('configuration', label, labels)}")
+
+    def cells(self) -> tuple[Experiment, ...]:
+        """The runs this file asks for, named after where they stand in the sweep; itself if it has none."""
+        if not self.sweep:
+            return (self,)
+        made: dict[str, Experiment] = {}
+        for sweep in self.sweep:
+            taken = tuple(row for row in self.configuration if not sweep.only or row.label in sweep.only)
+            used = {row.scheme for row in taken}
+            for point in sweep.points():
+                name = "-".join([self.name, *(_WORDS[key].format(_word(value)) for key, value in point.items())])
+                cell = dataclasses.replace(
+                    self,
+                    name=name,
+                    quality=dataclasses.replace(self.quality, **point),
+                    configuration=taken,
+                    schemes={key: value for key, value in self.schemes.items() if key in used},
+                    sweep=(),
+                )
+                if made.setdefault(name, cell) != cell:
+                    raise ValueError(f"two parts of the sweep both make {name!r}, with other configurations")
+        return tuple(made.values())
 
     def scheme_of(self, configuration: Configuration) -> Scheme:
         """The scheme a configuration names: the experiment's own, or a preset; on its engine if it is exact."""
@@ -195,6 +257,14 @@ class Experiment:
         return cls.from_dict(tree, where=str(path))
 
 
+#: how a value of the sweep reads in a run's name
+_WORDS = {"pipeline": "{}", "steps": "{}-steps", "guidance": "guidance-{}", "seed": "seed-{}"}
+
+
+def _word(value: object) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(value).name if isinstance(value, str) else str(value))
+
+
 def unknown(what: str, given: str, known: Iterable[str]) -> str:
     """`unknown device 'h20'; did you mean 'h200-sxm'? (known: ...)`."""
     names = sorted(known)
@@ -253,8 +323,13 @@ def _build(cls: type[T], table: object, where: str) -> T:
 def _value(annotation: Any, value: object, where: str) -> Any:
     """`value` as `annotation` says; only what the classes above use is understood."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (types.UnionType, typing.Union):  # X | None: a table cannot say None, a stored experiment can
-        return None if value is None else _value(arguments[0], value, where)
+    if origin in (types.UnionType, typing.Union):
+        if arguments[-1] is types.NoneType:  # X | None: a table cannot say None, a stored experiment can
+            return None if value is None else _value(arguments[0], value, where)
+        if type(value) not in arguments:
+            words = " or ".join(_KINDS[kind] for kind in arguments)
+            raise ValueError(f"{where} must be {words}, not {_kind(value)}")
+        return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{where} must be a list, not {_kind(value)}")

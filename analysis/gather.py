@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from analysis.plan import Batch, Plan
+from analysis.plan import Batch, Plan, Preparation, Task
 from analysis.store import DamagedFile, RunDirectory
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def measure(plan: Plan, directory: RunDirectory, workers: int | None, tell: Prog
     """The pictures of every row: those already there and undamaged, those another run has, the rest made now."""
     import numpy as np
 
-    from analysis.workers import MOST, Workers, cores
+    from analysis.workers import MOST, Workers, cores, gpus
 
     kept: dict[str, Images] = {}
     missing: list[Batch] = []
@@ -35,11 +34,12 @@ def measure(plan: Plan, directory: RunDirectory, workers: int | None, tell: Prog
         else:
             kept[batch.identity] = images
     if missing:
-        usual = min(cores(), MOST) if plan.device == "cpu" else 1
+        usual = min(cores(), MOST) if plan.device == "cpu" else max(1, len(gpus(plan.device)))
         count = min(workers or usual, len(missing))
         LOG.info("%d of %d batches to measure, %d workers", len(missing), len(plan.batches), count)
-        with Workers("analysis.sampler", [str(directory.path)], count, directory.path / "run.log") as pool:
-            _watch(plan, missing, pool, count, tell)
+        log = directory.path / "run.log"
+        with Workers("analysis.sampler", [str(directory.path)], count, log, gpus(plan.device)) as pool:
+            _watch(plan, tasks(plan, missing, count), pool, count, tell)
         for batch in missing:
             images = stored(directory, batch)
             if images is None:
@@ -52,16 +52,31 @@ def measure(plan: Plan, directory: RunDirectory, workers: int | None, tell: Prog
     return found
 
 
-def _watch(plan: Plan, missing: list[Batch], pool: Workers, count: int, tell: Progress) -> None:
-    """Have `missing` measured, and tell how far that is: in pictures of full precision, calibration included."""
+def tasks(plan: Plan, missing: Sequence[Batch], workers: int) -> list[Task]:
+    """The work in the order it is handed out.
+
+    One worker quantizes and samples row by row. Several begin with the pipelines that take longest to quantize, one
+    each, and meanwhile sample the rows that need no such preparation; without that, all batches of one row would come
+    together and all workers but one would wait for its pipeline.
+    """
+    if workers == 1:
+        return list(missing)
+    rows = sorted({batch.row for batch in missing}, key=lambda row: -plan.rows[row].preparation)
+    prepared: list[Task] = [Preparation(row=row) for row in rows if plan.rows[row].preparation]
+    return prepared + sorted(missing, key=lambda batch: plan.rows[batch.row].preparation)
+
+
+def _watch(plan: Plan, work: Sequence[Task], pool: Workers, count: int, tell: Progress) -> None:
+    """Have `work` done, and tell how far that is: in pictures of full precision, calibration included."""
     steps, calibration = plan.experiment.quality.steps, plan.experiment.quality.calibration
-    total = sum(map(plan.work, plan.batches)) + count * calibration
-    done = sum(map(plan.work, plan.batches)) - sum(map(plan.work, missing))
+    rest = sum(map(plan.work, work))
+    total = max(sum(map(plan.work, plan.batches)), rest) + count * calibration
+    done = total - rest - count * calibration
     tell("measuring", done, total)
-    counted = [0] * len(missing)
+    counted = [0] * len(work)
     calibrated = 0
-    for index, event in pool.run([asdict(batch) for batch in missing]):
-        share = plan.work(missing[index]) / steps
+    for index, event in pool.run([task.message() for task in work]):
+        task, share = work[index], plan.work(work[index]) / steps
         if "calibration" in event and calibrated < count * steps:
             calibrated += 1
             done += calibration / steps
@@ -70,8 +85,11 @@ def _watch(plan: Plan, missing: list[Batch], pool: Workers, count: int, tell: Pr
             done += share
         elif "done" in event:
             done += share * (steps - counted[index])
-            row = plan.rows[missing[index].row]
-            LOG.info("measured %s, prompts %d to %d", row.label, missing[index].start, missing[index].stop)
+            row = plan.rows[task.row].label
+            if isinstance(task, Batch):
+                LOG.info("measured %s, prompts %d to %d", row, task.start, task.stop)
+            else:
+                LOG.info("quantized %s", row)
         tell("measuring", min(done, total), total)
     tell("measuring", total, total)
 

@@ -123,11 +123,40 @@ def bootstrap(
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array):
         raise ValueError(f"values must be one number per prompt, at least one; got shape {list(array.shape)}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
+    return _percentiles(array.mean(), _resampled(array, resamples, seed), confidence)
+
+
+def bootstrap_ratio(
+    above: Tensor | npt.ArrayLike,
+    below: Tensor | npt.ArrayLike,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """mean(above) / mean(below) of per-prompt values [N] of the same prompts, which are drawn together.
+
+    Raises ValueError for lengths that differ and for a denominator of zero.
+    """
+    one, other = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    if one.ndim != 1 or one.shape != other.shape or not len(one):
+        raise ValueError(f"one number per prompt in both, at least one; got {list(one.shape)} and {list(other.shape)}")
+    if not other.mean():
+        raise ValueError("the denominator's mean is zero; a ratio to it says nothing")
+    tops, bottoms = _resampled(one, resamples, seed), _resampled(other, resamples, seed)
+    whole = bottoms != 0
+    return _percentiles(one.mean() / other.mean(), tops[whole] / bottoms[whole], confidence)
+
+
+def _resampled(array: npt.NDArray[np.float64], resamples: int, seed: int) -> npt.NDArray[np.float64]:
+    """Means of `resamples` draws with replacement; the same draws for the same length and seed."""
     generator = np.random.default_rng(seed)
-    means = np.concatenate(
+    return np.concatenate(
         [array[generator.integers(len(array), size=(100, len(array)))].mean(1) for _ in range(resamples // 100)]
     )
+
+
+def _percentiles(estimate: float, means: npt.NDArray[np.float64], confidence: float) -> Interval:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(estimate=float(array.mean()), low=float(low), high=float(high))
+    return Interval(estimate=float(estimate), low=float(low), high=float(high))

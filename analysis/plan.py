@@ -37,6 +37,11 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "numba")
 #: the order of work; a measured guess, results do not depend on it.
 WEIGHT = {"reference": 1.0, "quantize": 1.2, "exact": 15.0}
 
+#: Time to quantize by a method, in the same unit: pictures of full precision. Rounding to nearest is quicker than
+#: reading a file; what is not listed takes `SOME`.
+PREPARATION = {"rtn": 0.0, "fp-ptq": 400.0, "adaround": 400.0, "q-diffusion": 400.0, "gptaq": 60.0}
+SOME = 30.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -53,6 +58,11 @@ class Row:
         """Relative time of one picture."""
         return WEIGHT[self.configuration.arithmetic if self.role == "configuration" else "reference"]
 
+    @property
+    def preparation(self) -> float:
+        """Relative time of quantizing the pipeline, 0 where it is not worth keeping."""
+        return PREPARATION.get(self.configuration.method, SOME) if self.role == "configuration" else 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -62,6 +72,24 @@ class Batch:
     start: int
     stop: int
     identity: str
+
+    def message(self) -> dict[str, Any]:
+        """What a worker is told."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """The quantized pipeline of one row, made before its pictures are asked for."""
+
+    row: int
+
+    def message(self) -> dict[str, Any]:
+        """What a worker is told."""
+        return {"prepare": self.row}
+
+
+Task = Batch | Preparation
 
 
 @dataclass(frozen=True)
@@ -124,9 +152,10 @@ class Plan:
             ]
         return tuple(sorted(made, key=lambda batch: -self.rows[batch.row].weight))
 
-    def work(self, batch: Batch) -> float:
-        """Relative time of a batch."""
-        return (batch.stop - batch.start) * self.rows[batch.row].weight
+    def work(self, task: Task) -> float:
+        """Relative time of a batch or of a preparation."""
+        row = self.rows[task.row]
+        return row.preparation if isinstance(task, Preparation) else (task.stop - task.start) * row.weight
 
     @cached_property
     def key(self) -> str:
@@ -155,6 +184,7 @@ class Plan:
             "guidance": quality.guidance,
             "scheme": rules,
             "method": row.configuration.method,
+            "options": dict(row.configuration.options),
             "surroundings": dict(self.surroundings),
         }
         if row.configuration.scheme != REFERENCE:

@@ -28,7 +28,9 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("PSNR, dB", "psnr", REFERENCE),
     ("SSIM", "ssim", REFERENCE),
     ("Residual, 10⁻³", "residual", ""),
-    ("Fréchet", "frechet", "clean scenes"),
+    ("Fréchet to clean", "frechet", "clean scenes"),
+    ("Fréchet to fp32", "frechet_full", REFERENCE),
+    ("Zero weights, %", "zeros", ""),
 )
 
 DECISIVE_NAMES = {"correct_change": "prompts obeyed", "residual_change": "residual"}
@@ -43,6 +45,9 @@ _SHOWN: Mapping[str, tuple[float, int, bool]] = {
     "psnr_to_shortcut": (1, 1, False),
     "ssim": (1, 3, False),
     "frechet": (1, 2, False),
+    "frechet_full": (1, 2, False),
+    "zeros": (100, 1, False),
+    "recovery": (100, 1, False),
 }
 
 

@@ -1,6 +1,8 @@
-"""The worker that makes pictures: `python -m analysis.sampler RUN_DIRECTORY`, batches named on stdin.
+"""The worker that makes pictures: `python -m analysis.sampler RUN_DIRECTORY`, tasks named on stdin.
 
-It keeps the pipeline and the last quantized copy of it, writes each batch into the run directory, and says so.
+A task is a batch, `{"row": 3, "start": 0, "stop": 128, "identity": "..."}`, or a pipeline to quantize,
+`{"prepare": 3}`, so that what takes long is begun early and by one worker. The worker keeps the pipeline and its last
+quantized copy, writes each batch into the run directory, and says so.
 """
 
 from __future__ import annotations
@@ -8,19 +10,21 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.experiment import Experiment
 from analysis.plan import Batch, Plan, Row, calibration_captions, sources
-from analysis.store import RunDirectory
+from analysis.store import RunDirectory, write_json
 from analysis.workers import quiet, serve
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from analysis.runner import Calibration
+    from analysis.runner.quantize import QuantizationReport
     from analysis.store import Images
 
 
@@ -66,17 +70,27 @@ class Sampler:
 
     def _made(self, row: Row) -> DiffusionPipeline:
         """A row's quantized pipeline: kept from before, or made now. Rounding to nearest is quicker than reading."""
-        from analysis.runner import quantize, restore, save
+        from analysis.runner import quantize, report_of, restore, save
 
-        method, identity = row.configuration.method, self.plan.quantization(row)
-        if self.folder is None or method == "rtn":
-            return quantize(self.pipeline, row.scheme, method=method, calibration=self.calibration)
+        def make() -> DiffusionPipeline:
+            chosen = row.configuration
+            made = quantize(
+                self.pipeline, row.scheme, method=chosen.method, calibration=self.calibration, **chosen.options
+            )
+            if run is not None and not run.layers_path(identity).exists():
+                write_layers(run, identity, report_of(made))
+            return made
+
+        identity = self.plan.quantization(row)
+        run = None if self.folder is None else RunDirectory(path=self.folder)
+        if self.folder is None or not row.preparation:
+            return make()
         place = self.folder / "quantized" / identity[:16]
-        calibration = self.calibration
+        self.calibration  # noqa: B018 - before the lock: it has a lock of its own
         with self._alone(identity[:16]):
             if place.exists():
                 return restore(self.pipeline, place)
-            made = quantize(self.pipeline, row.scheme, method=method, calibration=calibration)
+            made = make()
             save(made, place)
         return made
 
@@ -121,6 +135,12 @@ class Sampler:
             hook.remove()
 
 
+def write_layers(run: RunDirectory, identity: str, report: QuantizationReport) -> None:
+    """Keep what became of each layer, exact zeros among the weights before and after included."""
+    layers = [asdict(layer) for layer in report.layers]
+    write_json(run.layers_path(identity), {"layers": layers, "skipped": dict(report.skipped)})
+
+
 def main() -> None:
     import torch
 
@@ -136,6 +156,9 @@ def main() -> None:
 
     def handle(task: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
         sampler.tick = lambda word: tell({word: 1})
+        if "prepare" in task:
+            sampler.quantized(plan.rows[task["prepare"]])
+            return
         batch = Batch(**task)
         run.save(batch.identity, sampler.images(batch))
 

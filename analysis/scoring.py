@@ -7,7 +7,7 @@ seed, which is the noise floor: a PSNR near that row's means another picture of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,9 @@ METRICS: Mapping[str, tuple[str, str, int]] = {
     "frechet": ("Fréchet distance to clean scenes", "", -1),
     "correct_change": ("change of prompts obeyed", "fraction", 1),
     "residual_change": ("change of residual", "mean squared error", -1),
+    "recovery": ("prompts obeyed, as a share of full precision's", "fraction", 1),
+    "frechet_full": ("Fréchet distance to full precision's pictures", "", -1),
+    "zeros": ("exact zeros among the quantized layers' weights", "fraction", 0),
 }
 
 #: what decides whether a configuration can be told from full precision, with the direction that is worse
@@ -88,7 +91,7 @@ def score(plan: Plan, images: Mapping[str, Images], progress: Callable[[], None]
     """
     import torch
 
-    from analysis.metrics import evaluate, psnr
+    from analysis.metrics import evaluate, features, frechet_distance, psnr
     from analysis.scenes import render
 
     everything = plan.experiment.quality.prompts
@@ -98,10 +101,15 @@ def score(plan: Plan, images: Mapping[str, Images], progress: Callable[[], None]
         return torch.from_numpy(images[label][:count]).to(plan.device)  # scored where they were made
 
     qualities: dict[str, Any] = {}
+    distances: dict[str, float] = {}
+    original = features(pictures(REFERENCE)) if everything > 1 else None
     for row in plan.rows:
         reference = None if row.label == REFERENCE else pictures(REFERENCE, row.prompts)
+        made = pictures(row.label)
+        if original is not None and reference is not None and row.prompts == everything:
+            distances[row.label] = frechet_distance(features(made), original)
         qualities[row.label] = evaluate(
-            pictures(row.label),
+            made,
             plan.scenes[: row.prompts],
             reference=reference,
             # The bias of a Fréchet distance depends on how many pictures there are: only equal numbers compare.
@@ -111,6 +119,8 @@ def score(plan: Plan, images: Mapping[str, Images], progress: Callable[[], None]
     found: list[QualityRow] = []
     for row in plan.rows:
         found += _rows(plan, row, qualities)
+        if row.label in distances:
+            found.append(_row(row, "frechet_full", REFERENCE, distances[row.label], None, None, row.prompts))
         twin = twin_of(plan, row)
         if twin is not None:
             values = psnr(pictures(row.label), pictures(twin.label, row.prompts)).cpu()
@@ -168,6 +178,31 @@ def _rows(plan: Plan, row: Row, qualities: Mapping[str, Any]) -> list[QualityRow
         ours = numbers(getattr(quality, metric))
         full = numbers(getattr(qualities[REFERENCE], metric))[: row.prompts]
         found.append(_interval(plan, row, f"{metric}_change", ours - full, REFERENCE))
+    if numbers(qualities[REFERENCE].correct)[: row.prompts].any():
+        found.append(_recovery(plan, row, qualities))
+    return found
+
+
+def _recovery(plan: Plan, row: Row, qualities: Mapping[str, Any]) -> QualityRow:
+    """Prompts obeyed over those that full precision obeys, prompts drawn together so that their luck cancels."""
+    from analysis.metrics import bootstrap_ratio
+
+    ours, full = numbers(qualities[row.label].correct), numbers(qualities[REFERENCE].correct)[: row.prompts]
+    interval = bootstrap_ratio(ours, full, confidence=plan.experiment.quality.confidence)
+    return _row(row, "recovery", REFERENCE, interval.estimate, interval.low, interval.high, row.prompts)
+
+
+def sparsity(plan: Plan, layers: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[QualityRow]:
+    """Exact zeros among the weights of the quantized layers, a row per configuration whose layers are known.
+
+    layers: row label -> `LayerReport`s as tables. Counted, not sampled, so without an interval.
+    """
+    found = []
+    for row in plan.rows:
+        if row.label in layers:
+            sizes = numbers([layer["weights"] for layer in layers[row.label]])
+            shares = numbers([layer["zeros_after"] for layer in layers[row.label]])
+            found.append(_row(row, "zeros", "", float(sizes @ shares / sizes.sum()), None, None, row.prompts))
     return found
 
 

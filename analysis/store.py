@@ -7,8 +7,8 @@ not match is measured again; a manifest that does not match is an error that say
 
     runs/<name>-<key>/
       experiment.json          the experiment and what it ran with, written first
-      batches/<identity>.safetensors
-      results.csv costs.csv results.json grid.png pareto-*.png index.html run.log
+      batches/<identity>.safetensors, layers/<identity>.json, quantized/<identity>/
+      results.csv costs.csv layers.csv results.json grid.png pareto-*.png index.html run.log
 """
 
 from __future__ import annotations
@@ -225,6 +225,18 @@ class RunDirectory:
             return unpack_images(data, identity)
         except DamagedFile as error:
             raise DamagedFile(f"{self.batch_path(identity)} is damaged: {error}") from error
+
+    def layers_path(self, identity: str) -> Path:
+        """Where a worker says what became of each layer of a quantized pipeline."""
+        return self.path / "layers" / f"{identity}.json"
+
+    def layers(self, identity: str) -> list[dict[str, Any]] | None:
+        """The layers of a quantized pipeline, from here or from a run beside this one; None if nobody wrote them."""
+        for file in (self.layers_path(identity), *sorted(self.path.parent.glob(f"*/layers/{identity}.json"))):
+            with contextlib.suppress(DamagedFile, FileNotFoundError):
+                layers: list[dict[str, Any]] = read_json(file)["layers"]
+                return layers
+        return None
 
     def adopt(self, identity: str) -> bool:
         """Copy a batch of the same identity from a run beside this one, if one has it undamaged."""

@@ -12,14 +12,14 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis.artifacts import Run, write_results
 from analysis.experiment import Experiment, unknown
 from analysis.gather import Progress, measure
 from analysis.plan import Plan, surroundings
 from analysis.pricing import price
-from analysis.scoring import score
+from analysis.scoring import score, sparsity
 from analysis.store import RunDirectory
 from analysis.units import duration
 
@@ -37,13 +37,15 @@ def whatif(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Run an experiment file (or a shipped one by name) and give its results as one tidy table.
+    """Run an experiment file (or a shipped one by name), its whole sweep, and give its results as one tidy table.
 
     runs: where run directories go; workers: processes (by default one per core of a CPU, one on a GPU);
     device: what makes the pictures, "cpu" or "cuda"; progress: told how far it is.
     Stopped and started again, it goes on where it was. Raises ValueError for anything wrong with the input.
     """
-    return run(Experiment.load(source), runs=runs, workers=workers, device=device, progress=progress).table()
+    from analysis.sweep import run as run_all
+
+    return run_all(Experiment.load(source), runs=runs, workers=workers, device=device, progress=progress).table()
 
 
 def run(
@@ -78,6 +80,7 @@ def run(
         with timed(seconds, "scoring"):
             done = Counter("scoring", len(plan.rows), tell)
             scores = score(plan, images, done)
+            layers = layers_of_rows(plan, directory)
         with timed(seconds, "pricing"):
             done = Counter("pricing", len(experiment.cost.models) * len(experiment.cost.devices), tell)
             costs = price(plan, done)
@@ -85,9 +88,10 @@ def run(
             path=directory.path,
             experiment=experiment,
             key=plan.key,
-            quality=scores.rows,
+            quality=(*scores.rows, *sparsity(plan, layers)),
             prompts=scores.prompts,
             costs=costs,
+            layers=layers,
             unused_rules=unused,
             seconds=seconds,
         )
@@ -98,6 +102,12 @@ def run(
             tell("writing", 1, 1)
         LOG.info("finished in %s: %s", duration(time.monotonic() - began), finished.page)
     return finished
+
+
+def layers_of_rows(plan: Plan, directory: RunDirectory) -> dict[str, list[dict[str, Any]]]:
+    """Row label -> what became of each layer; rows that some run before this one measured may lack it."""
+    found = {row.label: directory.layers(plan.quantization(row)) for row in plan.rows if row.role == "configuration"}
+    return {label: layers for label, layers in found.items() if layers}
 
 
 def make_plan(experiment: Experiment, device: str = "cpu") -> Plan:

@@ -27,6 +27,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def gpus(device: str) -> tuple[str, ...]:
+    """The GPUs that "cuda" stands for, as CUDA_VISIBLE_DEVICES names them; empty for any other device."""
+    if device != "cuda":
+        return ()
+    import torch
+
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    count = torch.cuda.device_count()
+    return tuple(named[:count]) if named else tuple(map(str, range(count)))
+
+
 def quiet() -> None:
     """Turn off what libraries say while loading: their bars would cut through ours. For programs, not for libraries."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read once, when transformers is imported
@@ -39,9 +50,14 @@ def quiet() -> None:
 
 
 class Workers:
-    """`count` processes running `python -m module arguments`; use as a context manager, it ends them all."""
+    """`count` processes running `python -m module arguments`; use as a context manager, it ends them all.
 
-    def __init__(self, module: str, arguments: Sequence[str], count: int, log: Path) -> None:
+    devices: values of CUDA_VISIBLE_DEVICES that the processes take in turn, so that they share several GPUs
+    """
+
+    def __init__(
+        self, module: str, arguments: Sequence[str], count: int, log: Path, devices: Sequence[str] = ()
+    ) -> None:
         self._log: IO[bytes] = log.open("ab")
         self._log_path = log
         environment = {**os.environ, **dict.fromkeys(THREADS, "1"), "PYTHONUNBUFFERED": "1"}
@@ -51,10 +67,10 @@ class Workers:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
-                env=environment,
+                env=environment | ({"CUDA_VISIBLE_DEVICES": devices[index % len(devices)]} if devices else {}),
                 start_new_session=True,  # Ctrl-C is for us; we end them
             )
-            for _ in range(count)
+            for index in range(count)
         ]
 
     def __enter__(self) -> Workers:

@@ -43,12 +43,18 @@ OVERRIDES: tuple[tuple[str, type, str], ...] = (
 
 
 def overridden(experiment: Any, options: argparse.Namespace) -> Any:
-    """The experiment with what the command line says about [quality]."""
+    """The experiment with what the command line says about [quality]; a sweep keeps to that value too."""
     from dataclasses import replace
 
     given = {name: getattr(options, name) for name, _, _ in OVERRIDES}
     changed = {name: value for name, value in given.items() if value is not None}
-    return replace(experiment, quality=replace(experiment.quality, **changed)) if changed else experiment
+    if not changed:
+        return experiment
+    sweep = []
+    for row in experiment.sweep:
+        fixed = {name: (value,) for name, value in changed.items() if getattr(row, name, ())}
+        sweep.append(replace(row, **fixed))
+    return replace(experiment, quality=replace(experiment.quality, **changed), sweep=tuple(sweep))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -57,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
         from analysis.experiment import Experiment
 
         experiment = overridden(Experiment.load(options.experiment), options)
-        from analysis.whatif import run as run_experiment
+        from analysis.sweep import run as run_experiment
         from analysis.workers import quiet
 
         quiet()
@@ -75,9 +81,14 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         frame = found.table()
         rows = [{key: value for key, value in row.items() if value == value} for row in frame.to_dict("records")]
-        say_json({"run": str(found.path), "page": str(found.page), "results": rows})
-    else:
-        summary(found)
+        runs = [str(cell.path) for cell in found.cells]
+        say_json({"run": str(found.path), "page": str(found.page), "runs": runs, "results": rows})
+        return
+    for cell in found.cells:
+        if len(found.cells) > 1:
+            say(f"\n{cell.experiment.name}")
+        summary(cell)
+    say(f"\npage: {found.page}")
 
 
 class Bars:
@@ -141,4 +152,3 @@ def summary(found: Any) -> None:
     say()
     words = f"Times are per image, denoiser only; in parentheses the speed-up over {cost.baseline}."
     say(paragraph(f"{words} * marks a fallback. The page names each, and the model behind each projection."))
-    say(f"\npage: {found.page}")

@@ -168,3 +168,57 @@ def test_files_that_are_not_there_or_not_toml(tmp_path: Path) -> None:
 def test_a_file_without_a_name_takes_the_files(tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text('[[configuration]]\nscheme = "fp8-w8a8"')
     assert Experiment.load(tmp_path / "study.toml").name == "study"
+
+
+SWEEP = (
+    TEXT
+    + """
+[[sweep]]
+pipeline = ["shapes-sd", "shapes-dit"]
+[[sweep]]
+steps = [1, 4]
+only = ["fp8-w8a8"]
+"""
+)
+
+
+def test_a_sweep_is_one_run_for_every_combination() -> None:
+    cells = parse(SWEEP).cells()
+    assert [cell.name for cell in cells] == ["mine-shapes-sd", "mine-shapes-dit", "mine-1-steps", "mine-4-steps"]
+    assert [cell.quality.pipeline for cell in cells] == ["shapes-sd", "shapes-dit", "shapes-sd", "shapes-sd"]
+    assert [cell.quality.steps for cell in cells] == [20, 20, 1, 4]
+    assert [len(cell.configuration) for cell in cells] == [3, 3, 1, 1]
+    assert not cells[2].schemes, "a scheme that no configuration uses would be refused"
+    assert all(not cell.sweep and cell.cells() == (cell,) for cell in cells)
+    assert parse(TEXT).cells() == (parse(TEXT),)
+    assert Experiment.from_dict(parse(SWEEP).to_dict()) == parse(SWEEP)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "says"),
+    [
+        ('only = ["fp8-w8a8"]', "lists values of at least one of pipeline, steps, guidance, seed"),
+        ('steps = [4]\nonly = ["fp8"]', "unknown configuration 'fp8'; did you mean 'fp8-w8a8'"),
+        ("steps = 4", "steps must be a list, not 4"),
+        ("prompts = [4]", "unknown key 'prompts'"),
+    ],
+)
+def test_mistakes_in_a_sweep_are_named(sweep: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse(f"{TEXT}\n[[sweep]]\n{sweep}")
+
+
+def test_parts_of_a_sweep_that_collide_are_refused() -> None:
+    twice = '\n[[sweep]]\nsteps = [4]\n[[sweep]]\nsteps = [4]\nonly = ["fp8-w8a8"]'
+    with pytest.raises(ValueError, match="both make 'mine-4-steps'"):
+        parse(TEXT + twice).cells()
+
+
+def test_options_of_a_method_are_part_of_the_label() -> None:
+    found = parse('name = "a"\n[[configuration]]\nscheme = "mxfp4"\nmethod = "gptq"\n'
+                  'options = { transform = "hadamard", concat = false, rank = 0 }')  # fmt: skip
+    (row,) = found.configuration
+    assert row.label == "mxfp4 gptq transform=hadamard concat=false rank=0"
+    assert Experiment.from_dict(found.to_dict()) == found
+    with pytest.raises(ValueError, match=r"options.rank must be .* not a table or a list"):
+        parse('name = "a"\n[[configuration]]\nscheme = "mxfp4"\noptions = { rank = [1] }')

@@ -125,3 +125,19 @@ def test_bootstrap_covers_the_mean() -> None:
             metrics.bootstrap(bad)
     with pytest.raises(ValueError, match="between 0 and 1"):
         metrics.bootstrap([1.0], confidence=1.0)
+
+
+def test_a_ratio_is_bootstrapped_over_pairs() -> None:
+    full = torch.tensor([1.0, 1.0, 0.0, 1.0] * 16)
+    assert metrics.bootstrap_ratio(full, full) == metrics.Interval(estimate=1.0, low=1.0, high=1.0), (
+        "the luck of a prompt cancels"
+    )
+    half = metrics.bootstrap_ratio(full * 0.5, full)
+    assert (half.estimate, half.low, half.high) == (0.5, 0.5, 0.5)
+    lost = metrics.bootstrap_ratio(full * (torch.arange(64) % 8 != 0), full)
+    assert lost.low < lost.estimate < lost.high
+    assert lost.estimate == 40 / 48
+    with pytest.raises(ValueError, match="denominator's mean is zero"):
+        metrics.bootstrap_ratio(full, full * 0)
+    with pytest.raises(ValueError, match="one number per prompt in both"):
+        metrics.bootstrap_ratio(full, full[:3])

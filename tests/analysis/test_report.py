@@ -81,6 +81,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         quality=quality(plan),
         prompts=(),
         costs=price(plan),
+        layers={},
         unused_rules={"fp8-w8a8": ["*.nowhere"]},
         seconds={"measuring": 61.0},
     )

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 import analysis.runner
 from analysis.commands import whatif as command
-from analysis.experiment import Experiment
+from analysis.experiment import Experiment, Sweep
 from analysis.plan import described
 from analysis.sampler import Sampler
 from analysis.whatif import make_plan
@@ -94,6 +95,12 @@ def test_the_command_line_may_change_what_is_measured(experiment: Experiment) ->
     assert changed.configuration == experiment.configuration
     assert changed.key() != experiment.key()
     assert command.overridden(experiment, parser.parse_args(["some.toml"])) is experiment
+    swept = replace(experiment, sweep=(Sweep(steps=(1, 4)), Sweep(seed=(1, 2))))
+    assert [cell.name for cell in command.overridden(swept, options).cells()] == [
+        f"{experiment.name}-4-steps",
+        f"{experiment.name}-seed-1",
+        f"{experiment.name}-seed-2",
+    ]
     with pytest.raises(ValueError, match="steps must be at least 1"):
         command.overridden(experiment, parser.parse_args(["some.toml", "--steps", "0"]))
 

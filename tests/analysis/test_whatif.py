@@ -6,17 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from analysis import cli, gather, plan
+from analysis import cli, gather, plan, sweep
 from analysis.artifacts import Run
 from analysis.compare import compare
-from analysis.experiment import Experiment
+from analysis.experiment import Experiment, Sweep
 from analysis.models import embedded
-from analysis.plan import NOISE_FLOOR, REFERENCE, Plan
+from analysis.plan import NOISE_FLOOR, REFERENCE, Batch, Plan
 from analysis.store import RunDirectory
 from analysis.whatif import make_plan
 from analysis.whatif import run as run_experiment
@@ -48,8 +51,6 @@ def files(run: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def experiment() -> Experiment:
-    import tomllib
-
     return Experiment.from_dict(tomllib.loads(TEXT))
 
 
@@ -65,6 +66,7 @@ def test_everything_is_there(finished: Run) -> None:
         "results.csv",
         "scores.csv",
         "costs.csv",
+        "layers.csv",
         "grid.png",
         "index.html",
         "results.json",
@@ -79,6 +81,12 @@ def test_everything_is_there(finished: Run) -> None:
     }
     assert psnr["int8-w8a8"] > psnr[NOISE_FLOOR]  # eight bits stay nearer than another seed does
     assert len(finished.prompts) == 3 + 3 + 3 + 1
+    found = {(row.configuration, row.metric): row for row in finished.quality}
+    layers = finished.layers["int8-w8a8"]
+    zeros = sum(row["weights"] * row["zeros_after"] for row in layers) / sum(row["weights"] for row in layers)
+    assert found["int8-w8a8", "zeros"].value == pytest.approx(zeros, rel=1e-12)  # sums in another order
+    assert 0 < zeros < 0.1
+    assert found["int8-w8a8", "frechet_full"].value < found[NOISE_FLOOR, "frechet_full"].value
 
 
 def test_exact_integers_stay_nearer_to_their_shortcut_than_to_full_precision(finished: Run) -> None:
@@ -87,6 +95,34 @@ def test_exact_integers_stay_nearer_to_their_shortcut_than_to_full_precision(fin
     assert found["psnr_to_shortcut"].against == "int8-w8a8"
     assert found["psnr_to_shortcut"].prompts == 1
     assert found["psnr_to_shortcut"].value > found["psnr"].value
+
+
+def test_a_sweep_has_a_table_over_its_runs_and_makes_no_picture_twice(finished: Run, experiment: Experiment) -> None:
+    swept = replace(experiment, sweep=(Sweep(steps=(2,)), Sweep(seed=(0,), only=("fp32",))))
+    found = sweep.run(swept, runs=finished.path.parent, workers=2)
+    assert [cell.experiment.name for cell in found.cells] == ["small-2-steps", "small-seed-0"]
+    assert not any((cell.path / "run.log").read_text().count("to measure") for cell in found.cells)
+    assert found.cells[0].quality == finished.quality
+    frame = pd.read_csv(found.path / "results.csv")
+    assert len(frame) == len(found.table()) == sum(len(cell.table()) for cell in found.cells)
+    assert set(frame.steps) == {2}
+    page = found.page.read_text()
+    for cell in found.cells:
+        assert f"../{cell.path.name}/index.html" in page
+
+
+def test_several_workers_begin_with_what_takes_longest() -> None:
+    rows = [("fp8-w8a8", "rtn"), ("int4-w4a8", "gptq"), ("fp4-w4a8", "fp-ptq")]
+    table = "".join(f'[[configuration]]\nscheme = "{scheme}"\nmethod = "{method}"\n' for scheme, method in rows)
+    plan = make_plan(Experiment.from_dict(tomllib.loads(f'name = "a"\n[quality]\nprompts = 4\nbatch = 2\n{table}')))
+    assert gather.tasks(plan, plan.batches, workers=1) == list(plan.batches)
+    work = gather.tasks(plan, plan.batches, workers=3)
+    assert [plan.rows[task.row].label for task in work[:2]] == ["fp4-w4a8 fp-ptq", "int4-w4a8 gptq"]
+    assert [task.message() for task in work[:2]] == [{"prepare": 4}, {"prepare": 3}]
+    batches = [task for task in work[2:] if isinstance(task, Batch)]
+    assert sorted(batches, key=plan.batches.index) == list(plan.batches)
+    waits = [plan.rows[task.row].preparation for task in batches]
+    assert waits == sorted(waits), "rows that are ready come first"
 
 
 def test_the_same_again_measures_nothing(
