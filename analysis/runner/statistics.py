@@ -121,7 +121,7 @@ def _one_pass(
         for handle in handles:
             handle.remove()
     for layer in layers:
-        yield layer, taps[layer.path].result()
+        yield layer, taps.pop(layer.path).result()
 
 
 class Tap:
@@ -150,7 +150,7 @@ class Tap:
         rows = draw(self.layer.module, x, self.gram_rows, self.generator)
         self.gram = self.gram + rows.T @ rows
         self.count += len(rows)
-        self.rows.append(rows[: self.kept_rows])
+        self.rows.append(rows[: self.kept_rows].clone())  # a view would keep all of them
         self.latest = rows
 
     def pair(self, other: "Tap") -> None:
