@@ -13,7 +13,9 @@ bootstrap the per-prompt differences: the spread between prompts is larger than 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,7 @@ from analysis import decoder, judge
 from analysis.scenes import Scenes
 
 RESAMPLES = 2000
+LARGEST_KEPT = 8192  # prompts whose draws are kept in memory: 2,000 x 8,192 x 2 bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,10 +152,31 @@ def bootstrap_ratio(
 
 def _resampled(array: npt.NDArray[np.float64], resamples: int, seed: int) -> npt.NDArray[np.float64]:
     """Means of `resamples` draws with replacement; the same draws for the same length and seed."""
+    return np.concatenate([draws @ array for draws in _draws(len(array), resamples, seed)]) / len(array)
+
+
+def _draws(count: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.float64]]:
+    """How often each of `count` prompts is drawn, float64 [100, count] at a time.
+
+    Hundreds of means are bootstrapped over the same prompts, so the draws of usual sizes are kept.
+    """
+    if count > LARGEST_KEPT:
+        yield from _drawn(count, resamples, seed)
+    else:
+        yield from (part.astype(np.float64) for part in _kept_draws(count, resamples, seed))
+
+
+def _drawn(count: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.float64]]:
     generator = np.random.default_rng(seed)
-    return np.concatenate(
-        [array[generator.integers(len(array), size=(100, len(array)))].mean(1) for _ in range(resamples // 100)]
-    )
+    rows = np.arange(100)[:, None] * count
+    for _ in range(resamples // 100):
+        places = generator.integers(count, size=(100, count)) + rows
+        yield np.bincount(places.ravel(), minlength=100 * count).reshape(100, count).astype(np.float64)
+
+
+@lru_cache(maxsize=8)
+def _kept_draws(count: int, resamples: int, seed: int) -> tuple[npt.NDArray[np.uint16], ...]:
+    return tuple(part.astype(np.uint16) for part in _drawn(count, resamples, seed))
 
 
 def _percentiles(estimate: float, means: npt.NDArray[np.float64], confidence: float) -> Interval:
