@@ -1,0 +1,144 @@
+"""What an allocation promised beside what its scheme does: predicted and measured, uniform schemes included.
+
+A prediction adds up what layers do alone. The measurement quantizes all of them at once and calls the denoiser on
+trajectories of other captions than the sensitivities came from. The difference is what the sum leaves out: errors that
+agree or cancel, and chance of the captions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis.allocate import Allocation
+from analysis.costs import Costs
+from analysis.mixture import mixture
+from analysis.sensitivity import Sensitivity, Studied, decibel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.scheme import Scheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One scheme: `cost` in the costs' unit, `relative` to nothing quantized.
+
+    quality, content : predicted (sums over layers); measured_quality, measured_content : of the whole; see
+                       `analysis.visits`; None where not asked for
+    share            : of the budget that content layers got, for decoupled allocations
+    """
+
+    name: str
+    scheme: Scheme
+    counts: dict[str, int]
+    cost: float
+    relative: float
+    quality: float
+    content: float | None
+    measured_quality: float | None = None
+    measured_content: float | None = None
+    share: float | None = None
+
+
+def uniform(sensitivity: Sensitivity, costs: Costs) -> tuple[Outcome, ...]:
+    """Every layer in one candidate, for each of them."""
+    made = []
+    for i, (name, one) in enumerate(sensitivity.candidates.items()):
+        choice = dict.fromkeys(sensitivity.layers, name)
+        content = None if sensitivity.content is None else float(sensitivity.scores("content")[:, i].sum())
+        made.append(
+            Outcome(
+                name=name,
+                scheme=replace(mixture(name, choice, sensitivity.layers, sensitivity.candidates), name=one.name),
+                counts={name: len(choice)},
+                cost=costs.total(choice),
+                relative=costs.total(choice) / costs.unquantized,
+                quality=float(sensitivity.scores("quality")[:, i].sum()),
+                content=content,
+            )
+        )
+    return tuple(made)
+
+
+def mixed(allocations: Sequence[Allocation], costs: Costs) -> tuple[Outcome, ...]:
+    """The same of allocations."""
+    return tuple(
+        Outcome(
+            name=one.scheme.name,
+            scheme=one.scheme,
+            counts=one.counts(),
+            cost=one.cost,
+            relative=one.cost / costs.unquantized,
+            quality=one.quality,
+            content=one.content,
+            share=one.share,
+        )
+        for one in allocations
+    )
+
+
+def measured(
+    outcomes: Sequence[Outcome], studied: Studied, progress: Callable[[int, int], None] | None = None
+) -> tuple[Outcome, ...]:
+    """The outcomes with what their schemes do, on captions of the calibration that sensitivities were not judged on.
+
+    Raises ValueError where calibration has no such captions left.
+    """
+    from analysis.one_layer import whole
+    from analysis.visits import Clean, visits
+
+    study, calibration = studied.study, studied.calibration
+    if len(calibration.captions) < 2 * study.images:
+        raise ValueError(
+            f"measuring takes {study.images} captions that the sensitivities were not judged on; calibration has "
+            f"{len(calibration.captions)} in all: give it {2 * study.images}"
+        )
+    part = slice(study.images, 2 * study.images)
+    others = replace(calibration, captions=calibration.captions[part], seeds=calibration.seeds[part])
+    found = visits(studied.pipe, others, study.images, study.steps)
+    clean = Clean(studied.pipe, study.images, calibration.guidance) if study.content else None
+    made = []
+    for i, one in enumerate(outcomes):
+        quality, content = (
+            whole(studied.pipe, one.scheme, found, calibration, clean, study.method).mean(axis=0).tolist()
+        )
+        made.append(replace(one, measured_quality=quality, measured_content=content if study.content else None))
+        if progress is not None:
+            progress(i + 1, len(outcomes))
+    return tuple(made)
+
+
+def table(outcomes: Sequence[Outcome], costs: Costs) -> pd.DataFrame:
+    """One row per scheme: the cost, predicted and measured SQNR in dB and 1 - SSIM, layers in each candidate."""
+    import pandas as pd
+
+    rows = []
+    for one in outcomes:
+        row: dict[str, object] = {
+            "scheme": one.name,
+            "kind": "uniform" if len(one.counts) == 1 else "mixed",
+            f"{costs.what}{f'_{costs.unit}' if costs.unit else ''}": one.cost,
+            "relative": one.relative,
+            "sqnr_db": float(decibel(one.quality)),
+            "measured_sqnr_db": None if one.measured_quality is None else float(decibel(one.measured_quality)),
+            "content": one.content,
+            "measured_content": one.measured_content,
+            "share": one.share,
+        }
+        rows.append(row | {f"layers in {name}": one.counts.get(name, 0) for name in costs.candidates})
+    return pd.DataFrame(rows)
+
+
+def best(outcomes: Sequence[Outcome]) -> Outcome:
+    """Of measured outcomes, the one that changes pictures least (by SQNR where content was left out)."""
+
+    def badness(one: Outcome) -> float:
+        value = one.measured_content if one.measured_content is not None else one.measured_quality
+        return np.inf if value is None else value
+
+    return min(outcomes, key=badness)
