@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.artifacts import Run, write_results
-from analysis.experiment import Experiment, unknown
+from analysis.experiment import Configuration, Experiment, unknown
 from analysis.gather import Progress, measure
 from analysis.plan import Plan, surroundings
 from analysis.pricing import price
@@ -137,6 +137,7 @@ def check(plan: Plan) -> dict[str, list[str]]:
     for row in plan.rows:
         if row.configuration.method not in known:
             raise ValueError(unknown("method", row.configuration.method, known))
+        check_options(row.configuration)
         for rule in row.scheme.rules:
             if row.configuration.engine is not None and rule.weight is not None and rule.activation is not None:
                 engine_for(row.configuration.engine, rule.activation, rule.weight)
@@ -161,6 +162,21 @@ def check(plan: Plan) -> dict[str, list[str]]:
                 f"layer paths look like {example_path(plan)!r}"
             )
     return unused
+
+
+def check_options(configuration: Configuration) -> None:
+    """Raise ValueError for options that a configuration's method does not have, or does not take together."""
+    from analysis.methods import method
+
+    if not configuration.options:
+        return
+    axes = getattr(method(configuration.method), "AXES", None)
+    try:
+        if axes is None:
+            raise ValueError(f"method {configuration.method} has no options")
+        axes.over(configuration.options)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"configuration {configuration.label!r}: {error}") from None
 
 
 @functools.lru_cache(maxsize=8)
