@@ -99,5 +99,6 @@ def low_rank(layer: Layer, weight: "Tensor", rank: int) -> "tuple[Module, Tensor
     made: Any = (QuantizedLinear if layer.kind == "Linear" else QuantizedConv2d).blank_branch(source, rank)
     shapes = (as_weight(down, (rank, *weight.shape[1:])), up if layer.kind == "Linear" else up[:, :, None, None])
     for module, value in zip(made, shapes, strict=True):
-        module.weight = torch.nn.Parameter(value.clone(), requires_grad=False)
+        # kernels round differently for other memory layouts, and a file keeps none
+        module.weight = torch.nn.Parameter(value.clone(memory_format=torch.contiguous_format), requires_grad=False)
     return made, as_weight(matrix - up @ down, weight.shape)
