@@ -7,7 +7,8 @@ speaks of are replaced, and shares every other parameter with the original, whic
 import copy
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,8 +87,7 @@ def quantize(
     name = denoiser_name(pipe)
     denoiser = getattr(pipe, name)
     layers, skipped, unused = plan(denoiser, chosen)
-    for rule in unused:
-        warnings.warn(f"scheme {chosen.name}: rule {rule.pattern!r} decides no layer of the {name}", stacklevel=2)
+    warn_unused(chosen, unused, name)
     ranges = calibration
     if ranges is not None and not isinstance(ranges, Calibration):
         needed = any(layer.activation is not None and layer.activation.needs_calibration for layer in layers)
@@ -114,6 +114,12 @@ def quantize(
     return made
 
 
+def warn_unused(scheme: Scheme, unused: Sequence[Rule], where: str) -> None:
+    """One warning for each rule that decides no layer: a typing error in a pattern is otherwise invisible."""
+    for rule in unused:
+        warnings.warn(f"scheme {scheme.name}: rule {rule.pattern!r} decides no layer of the {where}", stacklevel=3)
+
+
 def attend(denoiser: "Module", scheme: Scheme) -> None:
     """Give every attention module of `denoiser` the products that `scheme` asks for, if it asks for any.
 
@@ -134,21 +140,36 @@ def attend(denoiser: "Module", scheme: Scheme) -> None:
 
 def save(pipe: "DiffusionPipeline", folder: Path) -> None:
     """Write the denoiser of a quantized pipeline to `folder`, whole or not at all; `restore` reads it back."""
+    with whole(folder) as part:
+        getattr(pipe, denoiser_name(pipe)).save_pretrained(part)
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into; it takes that name (and its predecessor's place) once all is written."""
     part = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(part, ignore_errors=True)
-    getattr(pipe, denoiser_name(pipe)).save_pretrained(part)
-    part.replace(folder)
+    part.mkdir(parents=True)
+    before = folder.with_name(f"{folder.name}.replaced")
+    try:
+        yield part
+        if folder.exists():
+            shutil.rmtree(before, ignore_errors=True)
+            folder.replace(before)
+        part.replace(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(before, ignore_errors=True)
 
 
 def restore(pipe: "DiffusionPipeline", folder: Path) -> "DiffusionPipeline":
     """`pipe`, in full precision, with the quantized denoiser that `save` wrote to `folder`."""
-    import torch
-
     import analysis.runner.plugin  # noqa: F401 - registers the backend that the config names
 
     name = denoiser_name(pipe)
     denoiser = getattr(pipe, name)
-    loaded = type(denoiser).from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    loaded = type(denoiser).from_pretrained(folder, dtype=denoiser.dtype, use_safetensors=True)
     return _with(pipe, name, loaded.to(denoiser.device))
 
 

@@ -1,8 +1,9 @@
-"""Codes of 4 and 6 bits, packed: what is written to disk.
+"""Codes below 8 bits, packed: what is written to disk.
 
-In memory a code has a byte of its own. Packed, two 4-bit codes share a byte (the first in the low half) and four 6-bit
-codes share three (ascending from the low bits, little-endian). Codes of 7 and 8 bits stay as they are, narrower ones
-are kept as 4-bit codes, 5-bit ones as 6-bit codes. Signed integers are stored by their low bits.
+In memory a code has a byte of its own. Packed, the codes are one stream of bits: code i takes the `bits` bits from bit
+i * bits on, the lowest first, and bit j of the stream is bit j % 8 of byte j // 8. Two 4-bit codes so share a byte, the
+first in the low half, four 6-bit codes share three, eight 3-bit codes share three. Signed integers are stored by their
+low bits.
 """
 
 import torch
@@ -10,16 +11,16 @@ from torch import Tensor
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """uint8, one axis: the codes of a tensor (uint8 or int8) in row-major order."""
+    """uint8, one axis, ceil(count * bits / 8) bytes: the codes of a tensor (uint8 or int8) in row-major order."""
     flat = codes.flatten().view(torch.uint8)
-    if bits > 6:
+    if bits == 8:
         return flat.clone()
-    if bits > 4:
-        parts = _filled(flat & 63, 4).int()
-        word = parts[:, 0] | parts[:, 1] << 6 | parts[:, 2] << 12 | parts[:, 3] << 18
-        return torch.stack([word >> shift & 255 for shift in (0, 8, 16)], 1).to(torch.uint8).flatten()
-    parts = _filled(flat & 15, 2)
-    return parts[:, 0] | parts[:, 1] << 4
+    eights = torch.nn.functional.pad(flat & ((1 << bits) - 1), (0, -len(flat) % 8)).view(-1, 8)
+    word = torch.zeros(len(eights), dtype=torch.int64, device=flat.device)  # eight codes are `bits` bytes, at most 7
+    for place in range(8):
+        word |= eights[:, place].long() << (bits * place)
+    made = torch.stack([word >> (8 * byte) & 255 for byte in range(bits)], 1).to(torch.uint8).flatten()
+    return made[: packed_bytes(len(flat), bits)].clone()
 
 
 def unpack(packed: Tensor, bits: int, shape: tuple[int, ...], signed: bool) -> Tensor:
@@ -28,23 +29,25 @@ def unpack(packed: Tensor, bits: int, shape: tuple[int, ...], signed: bool) -> T
     Raises ValueError when the number of bytes does not fit the shape.
     """
     count = torch.Size(shape).numel()
-    wanted = count if bits > 6 else -(-count // 4) * 3 if bits > 4 else -(-count // 2)
-    if packed.numel() != wanted:
-        raise ValueError(f"{packed.numel()} bytes of packed codes, but {count} codes of {bits} bits take {wanted}")
-    if bits > 6:
+    wanted = packed_bytes(count, bits)
+    if packed.dtype != torch.uint8 or packed.numel() != wanted:
+        raise ValueError(
+            f"{packed.numel()} bytes of packed codes ({packed.dtype}), but {count} codes of {bits} bits take {wanted}"
+        )
+    if bits == 8:
         flat = packed.clone()
-    elif bits > 4:
-        parts = packed.view(-1, 3).int()
-        word = parts[:, 0] | parts[:, 1] << 8 | parts[:, 2] << 16
-        flat = torch.stack([word >> shift & 63 for shift in (0, 6, 12, 18)], 1).to(torch.uint8).flatten()[:count]
     else:
-        flat = torch.stack([packed & 15, packed >> 4], 1).flatten()[:count]
+        groups = torch.nn.functional.pad(packed, (0, -len(packed) % bits)).view(-1, bits)
+        word = torch.zeros(len(groups), dtype=torch.int64, device=packed.device)
+        for byte in range(bits):
+            word |= groups[:, byte].long() << (8 * byte)
+        parts = [word >> (bits * place) & ((1 << bits) - 1) for place in range(8)]
+        flat = torch.stack(parts, 1).to(torch.uint8).flatten()[:count]
     if signed:
-        width = 8 if bits > 6 else 6 if bits > 4 else 4
-        flat = ((flat << (8 - width)).view(torch.int8) >> (8 - width)).contiguous()
+        flat = ((flat << (8 - bits)).view(torch.int8) >> (8 - bits)).contiguous()
     return flat.view(shape)
 
 
-def _filled(flat: Tensor, per: int) -> Tensor:
-    """(words, per), filled up with zeros."""
-    return torch.nn.functional.pad(flat, (0, -len(flat) % per)).view(-1, per)
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes that `count` codes of `bits` bits take."""
+    return -(-count * bits // 8)
