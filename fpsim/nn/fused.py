@@ -32,6 +32,9 @@ class Runs:
     inner: int
 
 
+_ONE_RUN = Runs(size=1, inner=1)
+
+
 def runs(shape: torch.Size, step: torch.Size) -> Runs | None:
     """How a scale of shape `step` is shared when it broadcasts against `shape`; None if no `Runs` describes it."""
     if len(step) > len(shape):
@@ -52,17 +55,16 @@ def given(x: Tensor, step: Tensor, zero: Tensor | None, row: Format, dtype: torc
     """(round(x / step + zero) - zero) * step, a new tensor of `dtype`; `step` and `zero` broadcast against x."""
     kernels = _kernels(x, step)
     grid = _grid(row)
-    if kernels is None or grid is None:
+    how = _ONE_RUN if step.numel() == 1 else runs(x.shape, step.shape)
+    if kernels is None or grid is None or how is None:
         return None
-    how = runs(x.shape, step.shape)
-    if how is None:
-        return None
-    dense = x if x.is_contiguous() or (step.numel() == 1 and _dense(x)) else x.contiguous()
-    made = torch.empty_like(dense, dtype=dtype)
+    values = x if x.is_cuda else x.float()
+    dense = values if values.is_contiguous() or (step.numel() == 1 and _dense(x)) else values.contiguous()
+    made = torch.empty_like(dense, dtype=dtype if x.is_cuda else torch.float32)
     if dense.numel():
         shift = None if zero is None else zero.contiguous()
         kernels.given(dense, made, step.contiguous(), shift, how.size, how.inner, grid)
-    return made
+    return made if x.is_cuda else made.to(dtype)
 
 
 def found(
@@ -87,12 +89,14 @@ def found(
     scale = _grid(row.scale) if isinstance(row, BlockFormat) and row.tensor_scale else None
     if rule == kernels.TWO_LEVEL and (scale is None or samples not in (1, x.shape[0]) or axis == 0):
         return None
-    dense = x.contiguous()
-    made = torch.empty_like(dense, dtype=dtype)
-    top = int(np.frexp(element.max)[1]) - 1
     inner = prod(x.shape[axis + 1 :])
+    if not (x.is_cuda or element.signed or inner == 1):
+        return None
+    dense = x.contiguous() if x.is_cuda else x.float().contiguous()
+    made = torch.empty_like(dense, dtype=dtype if x.is_cuda else torch.float32)
+    top = int(np.frexp(element.max)[1]) - 1
     kernels.found(dense, made, samples, x.shape[axis], size, inner, grid, rule, element.signed, top, scale)
-    return made
+    return made if x.is_cuda else made.to(dtype)
 
 
 def _kernels(*tensors: Tensor) -> Any:
@@ -101,7 +105,13 @@ def _kernels(*tensors: Tensor) -> Any:
         return None
     if all(t.is_cuda for t in tensors):
         return _triton()
-    return None
+    return _host() if all(t.device.type == "cpu" for t in tensors) else None
+
+
+@cache
+def _host() -> Any:
+    """The kernels for the CPU, imported when first needed: compiling them takes seconds, reading them back less."""
+    return import_module("fpsim.nn._host")
 
 
 @cache
