@@ -1,0 +1,152 @@
+"""A2Q bound, post-training: integer weights that cannot overflow a narrow accumulator, whatever the input.
+
+Colbert et al., arXiv:2301.13376, without their training: weights on the grid of round to nearest are projected onto the
+L1 ball that the accumulator's width leaves (`_bound`) and rounded toward zero, as their quantizer does. Narrow
+registers leave little of a network that was not trained for them; `analysis.a2q_training` does that training, and
+`trained=` takes what it made.
+
+Options: bits (or the width of the layer's own engine); tile, outer: two-level registers; sign_aware: the exact
+conditions instead of the one ball, A2Q+'s bound for inputs without a sign; rounding="nearest": better, as guaranteed;
+search: the step of each channel that loses least in the ball, instead of the one that holds its largest weight.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.methods import Layer, Request, _bound
+from analysis.methods._bound import Rounding, fitted
+from analysis.registers import Register
+from fpsim._names import unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from fpsim.nn.layer import QuantizedLayer
+    from fpsim.nn.scaling import Scales
+
+#: Steps that `search` tries, relative to the one of the largest weight.
+STEPS = tuple(2 ** (i / 3) for i in range(19))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The method's settings, see the module."""
+
+    bits: int | None = None
+    tile: int | None = None
+    outer: int | None = None
+    sign_aware: bool = False
+    rounding: Rounding = "toward-zero"
+    search: bool = False
+    trained: str | None = None
+
+
+def quantize(request: Request) -> "Mapping[str, Module]":
+    """Layers whose weights fit. ValueError for operands that are no integers, unknown options, other checkpoints."""
+    known = [field.name for field in fields(Options)]
+    for name in request.options:
+        if name not in known:
+            raise unknown("option", name, known)
+    options = Options(**request.options)
+    trained = None if options.trained is None else _read(Path(options.trained), request)
+    made = {}
+    for layer in request.layers:
+        register = _bound.wanted(layer, options.bits, options.tile, options.outer)
+        if trained is not None:
+            made[layer.path] = _load(request, layer, register, trained)
+        else:
+            made[layer.path] = project(request, layer, register, options)
+    return made
+
+
+def project(request: Request, layer: Layer, register: Register, options: Options) -> "QuantizedLayer":
+    """One layer, its weights projected. ValueError, naming it, for weights without steps."""
+    from dataclasses import replace
+
+    from analysis.runner.statistics import as_weight
+    from fpsim.nn import scaling
+
+    weight = layer.module.get_parameter("weight").detach().float()
+    scales = scaling.find(weight, layer.weight, 1)
+    if scales is None:
+        raise ValueError(f"layer {layer.path}: weights {layer.weight} have no steps")
+    if options.search and layer.weight.granularity == "channel":
+        scales = replace(scales, step=_searched(layer, weight, scales, register, options))
+    codes = as_weight(_codes(layer, weight, scales.step, register, options), weight.shape)
+    return request.build(layer, scales=scales, rounded=codes.float() * scales.step)
+
+
+def _codes(layer: Layer, weight: "Tensor", step: "Tensor", register: Register, options: Options) -> "Tensor":
+    """float64 (out, K) codes that fit."""
+    from analysis.partial_sums import ends
+    from analysis.runner.statistics import as_matrix
+
+    row: Any = layer.weight.row
+    low, high = input_ends(layer)
+    least, most = ends(row)
+    steps = as_matrix(weight.double() / step.double()).clamp(least, most)
+    return fitted(steps, low, high, register, sign_aware=options.sign_aware, rounding=options.rounding)
+
+
+def input_ends(layer: Layer) -> tuple[int, int]:
+    """(lowest, highest) code of a layer's activations."""
+    from analysis.partial_sums import ends
+
+    row: Any = None if layer.activation is None else layer.activation.row
+    return ends(row)
+
+
+def _searched(layer: Layer, weight: "Tensor", scales: "Scales", register: Register, options: Options) -> "Tensor":
+    """The step of each channel with the least squared error of its weights."""
+    import torch
+
+    from analysis.runner.statistics import as_matrix
+
+    wanted, shape = as_matrix(weight.double()), scales.step.shape
+    best = torch.full((len(weight), 1), float("inf"), dtype=torch.float64, device=weight.device)
+    chosen = scales.step.reshape(-1, 1).clone()
+    for factor in STEPS:
+        step = scales.step * factor
+        found = _codes(layer, weight, step, register, options) * step.double().reshape(-1, 1)
+        error = (found - wanted).square().sum(-1, keepdim=True)
+        chosen = torch.where(error < best, step.reshape(-1, 1), chosen)
+        best = torch.minimum(error, best)
+    return chosen.reshape(shape)
+
+
+def _read(file: Path, request: Request) -> "dict[str, Tensor]":
+    """The tensors that training left, checked against the layers."""
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        raise ValueError(f"no trained weights {str(file)!r}; make them with python -m analysis.a2q_training")
+    found = load_file(file)
+    missing = [layer.path for layer in request.layers if f"{layer.path}/codes" not in found]
+    if missing:
+        raise ValueError(f"{file} was trained with another scheme or pipeline: it has no layer {missing[0]}")
+    return found
+
+
+def _load(request: Request, layer: Layer, register: Register, trained: "Mapping[str, Tensor]") -> "Module":
+    """A trained layer. Raises ValueError if its weights do not fit the register after all."""
+    import torch
+
+    from analysis.runner.statistics import as_matrix
+    from fpsim.nn.scaling import Scales
+
+    weight = layer.module.get_parameter("weight")
+    codes, step, input_step = (trained[f"{layer.path}/{name}"].to(weight.device) for name in ("codes", "step", "input"))
+    if codes.shape != weight.shape:
+        raise ValueError(f"layer {layer.path}: trained weights are {list(codes.shape)}, not {list(weight.shape)}")
+    whole = as_matrix(codes.double())
+    if not torch.equal(fitted(whole, *input_ends(layer), register, sign_aware=True), whole):
+        raise ValueError(
+            f"layer {layer.path}: the trained weights do not fit {register.label}; they are for a wider one"
+        )
+    better: dict[str, Any] = {"scales": Scales(step=step), "rounded": codes.float() * step}
+    if layer.activation is not None and layer.activation.is_static and not layer.activation.has_zero:
+        better["input_scales"] = Scales(step=input_step)
+    return request.build(layer, **better)
