@@ -18,15 +18,17 @@ from analysis.backend import announce
 
 if TYPE_CHECKING:
     from analysis.experiment import Experiment as Experiment
+    from analysis.exports import export as export
     from analysis.runner.quantize import quantize as quantize
     from analysis.runner.sample import sample as sample
     from analysis.trace import trace as trace
     from analysis.whatif import whatif as whatif
 
-__all__ = ["Experiment", "quantize", "sample", "trace", "whatif"]
+__all__ = ["Experiment", "export", "quantize", "sample", "trace", "whatif"]
 
 _HOME = {
     "Experiment": "analysis.experiment",
+    "export": "analysis.exports",
     "quantize": "analysis.runner",
     "sample": "analysis.runner",
     "trace": "analysis.trace",

@@ -59,6 +59,11 @@ def methods() -> dict[str, str]:
     return _modules(HERE / "methods")
 
 
+def layouts() -> dict[str, str]:
+    """Name -> one line: the files of `analysis/exports`."""
+    return _modules(HERE / "exports")
+
+
 def models() -> dict[str, str]:
     """Name -> one line: the files of `analysis/models` (full size, no weights) and the embedded pipelines."""
     from analysis.models import MODELS, embedded
@@ -82,6 +87,7 @@ KINDS: Mapping[str, Callable[[], dict[str, str]]] = {
     "devices": devices,
     "schemes": schemes,
     "methods": methods,
+    "layouts": layouts,
     "models": models,
 }
 

@@ -6,8 +6,8 @@ import argparse
 
 from analysis.commands._text import say, say_json, table
 
-HELP = "list formats, engines, devices, schemes, methods or models"
-KINDS = ("formats", "engines", "devices", "schemes", "methods", "models")
+HELP = "list formats, engines, devices, schemes, methods, layouts or models"
+KINDS = ("formats", "engines", "devices", "schemes", "methods", "layouts", "models")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

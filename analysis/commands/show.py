@@ -13,7 +13,7 @@ from typing import Any
 
 from analysis.commands._text import WIDTH, pairs, paragraph, say, say_json, table
 
-HELP = "show one format, engine, device, scheme, method or model"
+HELP = "show one format, engine, device, scheme, method, layout or model"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,13 +133,17 @@ def scheme_card(name: str) -> dict[str, Any]:
     return {"summary": found.summary, **{key: value for key, value in found.to_dict().items() if key != "name"}}
 
 
-def method_card(name: str) -> dict[str, Any]:
+def method_card(name: str, folder: str = "methods") -> dict[str, Any]:
     import ast
 
     from analysis.registry import HERE
 
-    path = HERE / "methods" / f"{name.replace('-', '_')}.py"
+    path = HERE / folder / f"{name.replace('-', '_')}.py"
     return {"text": ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""}
+
+
+def layout_card(name: str) -> dict[str, Any]:
+    return method_card(name, "exports")
 
 
 def model_card(name: str) -> dict[str, Any]:
@@ -161,6 +165,7 @@ CARDS: Mapping[str, Callable[[str], dict[str, Any]]] = {
     "devices": device_card,
     "schemes": scheme_card,
     "methods": method_card,
+    "layouts": layout_card,
     "models": model_card,
 }
 
@@ -248,8 +253,12 @@ def _print_device(name: str, card: Mapping[str, Any]) -> None:
         say(paragraph(f"- {note}"))
 
 
-def _print_method(name: str, card: Mapping[str, Any]) -> None:
-    say(f"method {name}")
+def _print_layout(name: str, card: Mapping[str, Any]) -> None:
+    _print_method(name, card, "layout")
+
+
+def _print_method(name: str, card: Mapping[str, Any], kind: str = "method") -> None:
+    say(f"{kind} {name}")
     for text in card["text"].split("\n\n"):
         say()
         say(text if text.startswith(" ") else paragraph(text))
@@ -290,6 +299,7 @@ PRINTERS: Mapping[str, Callable[[str, Mapping[str, Any]], None]] = {
     "devices": _print_device,
     "schemes": _print_scheme,
     "methods": _print_method,
+    "layouts": _print_layout,
     "models": _print_model,
 }
 
