@@ -10,6 +10,7 @@ densely as the elements.
 # mypy: ignore-errors
 
 import numpy as np
+import torch
 
 from fpsim._jit import kernel, parallel
 
@@ -189,6 +190,28 @@ def _largest(x, sample, length, size, inner, high, scale_high):
         ratio = np.divide(np.int32(top).view(np.float32), np.float32(high * scale_high))
         made[one] = _ONE if ratio == _ZERO else ratio
     return made
+
+
+class Single:
+    """Calls with one given scale: what they have in common is made once."""
+
+    def __init__(self, step, zero, grid, dtype):
+        self.step, self.zero, self.dtype = _flat(step), _NONE if zero is None else _flat(zero), dtype
+        self.constants = _constants(grid)
+
+    def __call__(self, x):
+        values = x.float()
+        y = torch.empty_like(values)
+        source, made = _flat(values), _flat(y)
+
+        def run(start, stop):
+            _given(source, made, self.step, self.zero, 1, 1, start, stop, *self.constants)
+
+        if len(source) <= GRAIN:
+            run(0, len(source))
+        else:
+            parallel(run, len(source), GRAIN)
+        return y.to(self.dtype)
 
 
 def given(x, y, step, zero, size, inner, grid):

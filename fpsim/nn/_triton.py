@@ -12,13 +12,18 @@ fused with a sum, and comparisons instead of minimum and maximum let NaN through
 # Triton compiles these functions from their source: they stay free of annotations, and the module is imported lazily.
 # mypy: ignore-errors
 
+import os
+
 import torch
 import triton
 import triton.language as tl
 
 BLOCK = 1024  #: elements per program where scales are given
-TILE = 4096  #: elements per program where scales are found
+TILE = 1024  #: elements per program where scales are found, if groups are no longer
 WIDEST = 16384  #: longest group that a program holds
+
+#: Kernels run in Python on the CPU, for tests; nothing is compiled then.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 #: How a group's scale follows from its largest magnitude.
 LINEAR, FLOOR, TWO_LEVEL = 0, 1, 2
@@ -37,6 +42,30 @@ def _round(v, LOW: tl.constexpr, HIGH: tl.constexpr, LOWEST: tl.constexpr, LIFT:
         constant = field.to(tl.float32, bitcast=True)
         v = (v + constant) - constant
     return v
+
+
+@triton.jit(do_not_specialize=["lowest", "lift"])
+def _single(x, y, step, zero, n, low, high, lowest, lift):
+    """A float format under one scale. No argument is a constant: it is compiled once per pair of dtypes."""
+    i = tl.program_id(0) * 1024 + tl.arange(0, 1024)
+    inside = i < n
+    s, z = tl.load(step), tl.load(zero)
+    v = tl.div_rn(tl.load(x + i, mask=inside, other=0.0).to(tl.float32), tl.zeros((1024,), tl.float32) + s) + z
+    v = tl.where(v < low, low, tl.where(v > high, high, v))
+    constant = (tl.maximum(v.to(tl.int32, bitcast=True) & 0x7F800000, lowest) + lift).to(tl.float32, bitcast=True)
+    tl.store(y + i, ((((v + constant) - constant) - z) * s).to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _single_integer(x, y, step, zero, n, low, high, unit, inverse):
+    """The same for an integer format with steps of `unit`, 1 / `inverse`."""
+    i = tl.program_id(0) * 1024 + tl.arange(0, 1024)
+    inside = i < n
+    s, z = tl.load(step), tl.load(zero)
+    v = tl.div_rn(tl.load(x + i, mask=inside, other=0.0).to(tl.float32), tl.zeros((1024,), tl.float32) + s) + z
+    v = tl.where(v < low, low, tl.where(v > high, high, v)) * inverse
+    v = ((v + 12582912.0) - 12582912.0) * unit
+    tl.store(y + i, ((v - z) * s).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -120,6 +149,8 @@ def _found(
         field = tl.minimum(tl.maximum(field, 0), 254)
         s = tl.where(field == 0, 0x00400000, field << 23).to(tl.float32, bitcast=True)
         s = tl.where(lost, nan, s)
+        inverse = tl.where(field == 254, 0x00400000, (254 - field) << 23).to(tl.float32, bitcast=True)
+        inverse = tl.where(lost, nan, inverse)
     elif RULE == 2:
         w = zero + tl.load(whole + tl.program_id(1)).to(tl.float32, bitcast=True)
         w = tl.div_rn(w, zero + HIGH * SCALE_HIGH)
@@ -139,12 +170,47 @@ def _found(
         s = tl.where(s < 1.1754943508222875e-38, 1.1754943508222875e-38, s)
         s = tl.where(bad, nan, s)
         zero = _round(tl.div_rn(-low, s), LOW, HIGH, LOWEST, LIFT, UNIT)
-    v = tl.div_rn(v, tl.zeros_like(v) + s[:, None])
+    if RULE == 1:  # of a power of two: the product is rounded as the quotient is
+        v = v * inverse[:, None]
+    else:
+        v = tl.div_rn(v, tl.zeros_like(v) + s[:, None])
     if SIGNED:
         v = _round(v, LOW, HIGH, LOWEST, LIFT, UNIT)
     else:
         v = _round(v + zero[:, None], LOW, HIGH, LOWEST, LIFT, UNIT) - zero[:, None]
     tl.store(y + base + at, (v * s[:, None]).to(y.dtype.element_ty), mask=held)
+
+
+class Single:
+    """Launches for one given scale. Triton works out anew at each launch which machine code fits the arguments, which
+    takes longer on the host than all else; with dense, aligned tensors the code is known after the first one."""
+
+    def __init__(self, step, zero, grid, dtype):
+        self.step, self.grid, self.dtype = step, grid, dtype
+        self.zero = torch.zeros_like(step) if zero is None else zero
+        if grid.way == "integer":
+            self.kernel, self.rest = _single_integer, (grid.low, grid.high, grid.unit, 1.0 / grid.unit)
+        else:
+            self.kernel, self.rest = _single, (grid.low, grid.high, grid.floor, grid.lift)
+        self.compiled = {}
+
+    def __call__(self, x):
+        y = torch.empty_like(x, dtype=self.dtype)
+        n = x.numel()
+        blocks = (-(-n // 1024), 1, 1)
+        if n >= 2**31 - 1024:
+            given(x, y, self.step, self.zero, 1, 1, self.grid)
+        elif n % 16 or x.data_ptr() % 16 or INTERPRETED:
+            self._launch(blocks, x, y, n)
+        elif x.dtype in self.compiled:
+            self.compiled[x.dtype][blocks](x, y, self.step, self.zero, n, *self.rest)
+        else:
+            self.compiled[x.dtype] = self._launch(blocks, x, y, n)
+        return y
+
+    def _launch(self, blocks, x, y, n):
+        arguments = (x, y, self.step, self.zero, n, *self.rest)
+        return self.kernel[blocks](*arguments, num_warps=4, enable_fp_fusion=False)
 
 
 def given(x, y, step, zero, size, inner, grid):

@@ -67,6 +67,36 @@ def given(x: Tensor, step: Tensor, zero: Tensor | None, row: Format, dtype: torc
     return made if x.is_cuda else made.to(dtype)
 
 
+class Prepared:
+    """Quantization with one scale, of one tensor after the other: a static layer's input.
+
+    On a GPU the host has to keep ahead of the kernels, so whatever does not change from call to call is looked up here.
+    Copies and pickles of it are None: it is made again where it is needed.
+    """
+
+    def __init__(self, step: Tensor, zero: Tensor | None, row: Format, dtype: torch.dtype) -> None:
+        self.step, self.dtype = step, dtype
+        self._device = step.device
+        kernels, grid = _kernels(step), _grid(row)
+        self._run: Any = None if kernels is None or grid is None else kernels.Single(step, zero, grid, dtype)
+
+    def __call__(self, x: Tensor) -> Tensor | None:
+        """`x` quantized, in `dtype`; None where torch operations have to do."""
+        if self._run is None or x.device != self._device or x.dtype not in _DTYPES:
+            return None
+        if x.requires_grad and torch.is_grad_enabled():
+            return None
+        made: Tensor = self._run(x if x.is_contiguous() or _dense(x) else x.contiguous())
+        return made
+
+    def __reduce__(self) -> Any:
+        return _nothing, ()
+
+
+def _nothing() -> None:
+    """What a copy of `Prepared` is."""
+
+
 def found(
     x: Tensor, row: Format | BlockFormat, size: int, axis: int, samples: int, dtype: torch.dtype
 ) -> Tensor | None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fpsim.engines import engine
 from fpsim.formats import BlockFormat, Format
-from fpsim.nn import functional, packing, scaling, transforms
+from fpsim.nn import functional, fused, packing, scaling, transforms
 from fpsim.nn.clock import Clock
 from fpsim.nn.quantizer import Quantizer
 from fpsim.nn.scaling import Scales
@@ -61,6 +61,7 @@ class QuantizedLayer(nn.Module):
     input_step: Tensor | None
     input_zero: Tensor | None
     weight: Tensor
+    _prepared: fused.Prepared | None = None
 
     def __init__(
         self,
@@ -193,6 +194,7 @@ class QuantizedLayer(nn.Module):
         kept = {name: self._buffers[name] for name in BUFFERS}
         exact = self.weight if self.spec is not None else None
         super()._apply(fn, recurse)
+        self._prepared = None
         if exact is not None and self.weight.dtype != exact.dtype:
             self.weight = exact.to(self.weight.device)
         for name, before in kept.items():
@@ -256,12 +258,25 @@ class QuantizedLayer(nn.Module):
 
     def rounded_input(self, values: Tensor) -> Tensor:
         """What the weight is multiplied by: the input on its grid, in the dtype of `weight`."""
+        step = self._buffers["input_step"]
+        if step is not None and step.ndim == 0:
+            if self._prepared is None or self._prepared.step is not step:
+                self._prepared = self._prepare(step)
+            made = self._prepared(values)
+            if made is not None:
+                return made
         quantizer, dtype = self.activation_quantizer, self.weight.dtype
         if quantizer is None:
             return values.to(dtype)
         if quantizer.is_cast or self.input_step is not None:
             return scaling.fake_quantize(values, quantizer, self.input_scales(values), self.CHANNEL_AXIS, dtype)
         return scaling.self_scaled(values, quantizer, self.CHANNEL_AXIS, 0, dtype)
+
+    def _prepare(self, step: Tensor) -> fused.Prepared:
+        row = None if self.activation_quantizer is None else self.activation_quantizer.row
+        if not isinstance(row, Format):
+            raise ValueError(f"activations {self.activation_quantizer} have no static scale")
+        return fused.Prepared(step, self.input_zero, row, self.weight.dtype)
 
     def multiply(self, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """float32 values times float32 weights with this layer's geometry, plus bias."""

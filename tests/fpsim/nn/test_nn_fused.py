@@ -4,7 +4,7 @@ The sign of zero is not kept by either way, so zeros are made positive before co
 """
 
 import os
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,13 +57,24 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return GPU
 
 
-def chain(run: Callable[[], torch.Tensor | None]) -> torch.Tensor:
-    """`run` without kernels."""
+def scalar(name: str) -> Format:
+    row = resolve(name)
+    assert isinstance(row, Format)
+    return row
+
+
+def by_torch(x: torch.Tensor, scales: Scales, row: Format, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """`scaling.rounded` without kernels."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "_kernels", lambda *_: None)
-        made = run()
-    assert made is not None
-    return made
+        return scaling.rounded(x, scales, row, dtype)
+
+
+def self_scaled_by_torch(x: torch.Tensor, quantizer: Quantizer, axis: int, dtype: torch.dtype) -> torch.Tensor:
+    """`scaling.self_scaled` without kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "_kernels", lambda *_: None)
+        return scaling.self_scaled(x, quantizer, axis, 0, dtype)
 
 
 def assert_same_bits(ours: torch.Tensor | None, wanted: torch.Tensor, what: str) -> None:
@@ -80,7 +91,7 @@ def test_scale_one_is_the_numpy_codec(name: str, device: str) -> None:
     for kind, x in tensors().items():
         plain = x.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)  # NaN stays NaN here, see round_
         one = torch.ones((), device=device)
-        ours = fused.given(plain.to(device), one, None, fpsim.format(name), torch.float32)
+        ours = fused.given(plain.to(device), one, None, scalar(name), torch.float32)
         assert_same_bits(ours, torch.from_numpy(fpsim.quantize(plain.numpy(), name)), f"{name} {kind}")
 
 
@@ -98,8 +109,7 @@ def test_block_formats_are_the_numpy_codec(name: str, axis: int, device: str) ->
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_given_scales_and_zero_points_of_every_shape(name: str, dtype: torch.dtype, device: str) -> None:
-    row = resolve(name)
-    assert isinstance(row, Format)
+    row = scalar(name)
     generator = torch.Generator().manual_seed(1)
     for kind, whole in tensors().items():
         x = whole.to(dtype)
@@ -109,8 +119,23 @@ def test_given_scales_and_zero_points_of_every_shape(name: str, dtype: torch.dty
             scales = Scales(step=step, zero=zero)
             there = Scales(step=step.to(device), zero=None if zero is None else zero.to(device))
             ours = fused.given(x.to(device), there.step, there.zero, row, dtype)
-            wanted = chain(lambda x=x, scales=scales: scaling.rounded(x, scales, row, dtype))
+            wanted = by_torch(x, scales, row, dtype)
             assert_same_bits(ours, wanted, f"{name} {kind} {shape}")
+
+
+@pytest.mark.parametrize("name", ["e4m3", "e2m1", "int8", "mxint8-element", "ue2m2", "uint8"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_prepared_scale_serves_tensors_of_every_size(name: str, dtype: torch.dtype, device: str) -> None:
+    block = fpsim.format("mxint8")
+    row = block.element if name == "mxint8-element" and isinstance(block, BlockFormat) else scalar(name)
+    scales = scaling.from_range(torch.tensor(-1.0), torch.tensor(2.5), row)
+    zero = None if scales.zero is None else scales.zero.to(device)
+    prepared = fused.Prepared(scales.step.to(device), zero, row, dtype)
+    for kind, whole in tensors().items():
+        flat = whole.to(dtype).flatten()
+        for x in (whole.to(dtype), flat[:4096], flat[4096:6144], flat[3:1003], flat[:1], whole.to(dtype)[:, :, 1:4]):
+            wanted = by_torch(x, scales, row, dtype)
+            assert_same_bits(prepared(x.to(device)), wanted, f"{name} {kind} {tuple(x.shape)}")
 
 
 DYNAMIC = [
@@ -122,22 +147,22 @@ DYNAMIC = [
 
 @pytest.mark.parametrize("options", DYNAMIC, ids=lambda options: "-".join(map(str, options.values())))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_scales_of_the_tensor_itself(options: dict[str, str], dtype: torch.dtype, device: str) -> None:
+def test_scales_of_the_tensor_itself(options: dict[str, Any], dtype: torch.dtype, device: str) -> None:
     quantizer = Quantizer(**options, range="dynamic")
     for kind, whole in tensors().items():
         for x, axis in ((whole.to(dtype), 1), (whole.to(dtype).flatten(2).mT.contiguous(), -1)):
             ours = scaling.self_scaled(x.to(device), quantizer, axis, 0, dtype)
-            wanted = chain(lambda x=x, axis=axis: scaling.self_scaled(x, quantizer, axis, 0, dtype))
+            wanted = self_scaled_by_torch(x, quantizer, axis, dtype)
             assert_same_bits(ours, wanted, f"{quantizer} {kind} axis {axis}")
 
 
 def test_a_channels_last_tensor_keeps_its_layout(device: str) -> None:
     x = tensors()["normal"].to(memory_format=torch.channels_last)
-    row = fpsim.format("e4m3")
+    row = scalar("e4m3")
     ours = fused.given(x.to(device), torch.full((), 0.1, device=device), None, row, torch.float32)
     assert ours is not None
     assert ours.is_contiguous(memory_format=torch.channels_last)
-    assert_same_bits(ours, chain(lambda: scaling.rounded(x, Scales(step=torch.tensor(0.1)), row)), "channels last")
+    assert_same_bits(ours, by_torch(x, Scales(step=torch.tensor(0.1)), row), "channels last")
 
 
 def test_runs_describe_how_a_scale_is_shared() -> None:
@@ -157,8 +182,7 @@ def test_runs_describe_how_a_scale_is_shared() -> None:
 
 
 def test_what_kernels_do_not_take_is_left_to_torch() -> None:
-    row, one = fpsim.format("e4m3"), torch.ones(())
-    assert isinstance(row, Format)
+    row, one = scalar("e4m3"), torch.ones(())
     assert fused.given(torch.ones(3, dtype=torch.float64), one, None, row, torch.float64) is None
     assert fused.given(torch.ones(3, requires_grad=True), one, None, row, torch.float32) is None
-    assert fused.given(torch.ones(3), one, None, fpsim.format("bf16"), torch.float32) is None
+    assert fused.given(torch.ones(3), one, None, scalar("bf16"), torch.float32) is None
