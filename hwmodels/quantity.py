@@ -1,7 +1,7 @@
 """A number with its unit, converted once, when it is read.
 
 A table per dimension lists the units a data file may use; anything else is an error that names them.  Stored values are
-SI base units: seconds, bytes, bytes per second, operations per second, hertz, watts, joules.
+SI base units: seconds, bytes, bytes per second, operations per second, hertz, watts, joules, square metres.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ UNITS: Mapping[str, Mapping[str, float]] = MappingProxyType(
             "GiB": 2.0**30,
         },
         "power": {"W": 1.0, "kW": 1e3},
-        "time": {"ns": 1e-9, "us": 1e-6, "ms": 1e-3},
+        "time": {"ps": 1e-12, "ns": 1e-9, "us": 1e-6, "ms": 1e-3},
         "energy": {"pJ/byte": 1e-12, "pJ/bit": 8e-12, "pJ/64bit": 1e-12 / 8},
         "per-operation energy": {"pJ": 1e-12, "fJ": 1e-15},
+        "area": {"um2": 1e-12},
         "count": {"1": 1.0},
     }
 )

@@ -128,9 +128,11 @@ def _aligned_sum(
     largest = _largest(out, exponents, bits)
     window = 2 + fraction_bits
     size = window + (len(terms) - 1).bit_length() + 1
-    out.say(f"Terms on a grid of 2 + {fraction_bits} bits; magnitudes are truncated, then negated where they are minus.")
+    out.say(
+        f"Terms on a grid of 2 + {fraction_bits} bits; magnitudes are truncated, then negated where they are minus."
+    )
     aligned = []
-    for i, (term, exponent) in enumerate(zip(terms, exponents, strict=False)):
+    for i, (term, exponent) in enumerate(zip(terms, exponents[: len(terms)], strict=True)):
         significand, width = _on_grid(term, fraction_bits)
         out.wire(f"d{i}", bits, f"{largest} - {exponent}")
         full = max(width, window)
@@ -141,8 +143,8 @@ def _aligned_sum(
     total = _added(out, aligned, [t.sign for t in terms], size)
     low, high = (lowest, highest) if floor is None else (floor, max(highest, floor))
     # the magnitude's first bit has the weight 2**(largest + size - 2 - F)
-    exponent = Exponent(wire=largest, width=bits, base=base, low=low, high=high)
-    return (total, size), exponent.plus(size - 2 - fraction_bits)
+    first = Exponent(wire=largest, width=bits, base=base, low=low, high=high)
+    return (total, size), first.plus(size - 2 - fraction_bits)
 
 
 def _on_grid(term: Term, fraction_bits: int) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""An integer multiply-accumulate or dot product (`IntegerAccumulator`): products of two's complement numbers into one."""
+"""An integer multiply-accumulate or dot product (`IntegerAccumulator`), in two's complement."""
 
 from __future__ import annotations
 

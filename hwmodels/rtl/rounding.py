@@ -127,10 +127,9 @@ def _assemble(
     finite = part("rounded", lower_bits, digits - 1, 0) if lower_bits > digits else "rounded"
     if lower_bits < digits:
         finite = out.wire("digits", digits, "rounded")
-    if flush:
-        if row.mantissa_bits:
-            nonzero = f"|{part('rounded', lower_bits, lower_bits - 1, row.mantissa_bits)}"
-            finite = out.wire("flushed", digits, f"{finite} & {{{digits}{{{nonzero}}}}}", "no subnormals")
+    if flush and row.mantissa_bits:
+        nonzero = f"|{part('rounded', lower_bits, lower_bits - 1, row.mantissa_bits)}"
+        finite = out.wire("flushed", digits, f"{finite} & {{{digits}{{{nonzero}}}}}", "no subnormals")
     sign = "sign"
     if positive_zero or row.nan == "negative-zero":
         sign = out.wire("minus", 1, f"sign & |{finite}", "zero is +0")

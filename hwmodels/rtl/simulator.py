@@ -22,10 +22,10 @@ from .yosys import cxxrtl_headers, run_yosys
 Array = npt.NDArray[Any]
 
 DRIVER = Path(__file__).with_name("driver.cpp")
-SCRIPT = "read_verilog unit.v; hierarchy -check -top {top}; rename {top} top; proc; flatten; write_cxxrtl unit.cpp"
+SCRIPT = "read_verilog unit.v; hierarchy -check -top {top}; rename {top} top; proc; flatten; write_cxxrtl -g0 unit.cpp"
 
 
-class NoCompiler(ValueError):
+class NoCompiler(ValueError):  # noqa: N818 - it reads as what is wrong
     """No C++ compiler is installed."""
 
 

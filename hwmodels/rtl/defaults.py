@@ -1,0 +1,58 @@
+"""Units whose gate counts ship (`gates.csv`), so that nobody needs Yosys for them.
+
+To add one, add a row and run `python -m hwmodels.rtl.table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fpsim.accumulators import Accumulator, FusedDot, IntegerAccumulator, SequentialFma
+from fpsim.engines import engine
+from fpsim.spec import MatmulSpec
+
+#: A fixed-point register, read as float32 to nearest even; its width is given beside it.
+KULISCH = FusedDot(None, None, "rne")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One shipped unit: what it is called in reports, its arithmetic, and the width of a fixed-point register."""
+
+    label: str
+    spec: MatmulSpec
+    bits: int | None = None
+
+
+def _macs(pairs: str, accumulator: Accumulator, into: str, bits: int | None = None) -> Iterator[Row]:
+    for pair in pairs.split():
+        a, _, b = pair.partition("x")
+        spec = MatmulSpec(a, b or a, accumulator)
+        yield Row(label=f"{a if not b else f'{a} x {b}'}/{into}", spec=spec, bits=bits)
+
+
+def rows() -> list[Row]:
+    """All shipped units."""
+    out: list[Row] = []
+    for bits, pairs in ((16, "int4"), (24, "int8"), (32, "int4 int8 int8xint4"), (48, "int16")):
+        out += _macs(pairs, IntegerAccumulator(bits), f"int{bits}")
+    out += _macs("int8 int4", IntegerAccumulator(16, "saturate"), "int16-saturate")
+    fixed = ((16, "e2m1"), (24, "e2m3"), (32, "e3m2 e4m3 e3m4"), (40, "e4m3"), (64, "e5m2"))
+    for bits, pairs in fixed:
+        out += _macs(pairs, KULISCH, f"fixed{bits}", bits)
+    out += _macs("e2m1 e2m3 e3m2 e4m3 e5m2 f16", SequentialFma("f16"), "f16")
+    out += _macs("e2m1 e2m3 e3m2 e4m3 e5m2 e4m3xe2m1 bf16 f16 tf32 f32", SequentialFma("f32"), "f32")
+    for name, a, result in ENGINES:
+        out.append(Row(label=f"{name} {a} into {result}", spec=engine(name, a, out=result)))
+    return out
+
+
+#: steps of matrix instructions: engine, operands, result
+ENGINES = (
+    ("volta/mma", "f16", "f32"),
+    ("ampere/mma", "f16", "f32"),
+    ("hopper/wgmma", "f16", "f32"),
+    ("hopper/wgmma", "e4m3", "f32"),
+    ("blackwell/tcgen05", "e2m1", "f32"),
+)
