@@ -16,8 +16,11 @@ from fpsim._names import unknown
 if TYPE_CHECKING:
     from torch.nn import Module
 
+    from analysis.methods._learned import Budget
+
 Rounding = Literal["nearest", "gptq", "learned"]
 Inputs = Literal["full-precision", "quantized"]
+Scope = Literal["blocks", "denoiser", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class Axes:
     inputs      : what calibration statistics are of: inputs in full precision, or those that a layer meets when all
                   before it are quantized; rounding then aims at the full-precision output all the same
     learn_steps : learned rounding also learns the steps of static activations
+    scope       : of learned rounding: block by block, the denoiser as a whole, or the one after the other
     rank        : of a full-precision side branch that takes the largest singular directions of the weight; 0: none
     block       : channels per Hadamard rotation at most
     gram_rows, kept_rows : calibration rows per layer (`analysis.runner.statistics`)
@@ -49,6 +53,7 @@ class Axes:
     rounding: Rounding = "nearest"
     inputs: Inputs = "full-precision"
     learn_steps: bool = False
+    scope: Scope = "blocks"
     rank: int = 0
     block: int = 64
     gram_rows: int = 16384
@@ -65,16 +70,13 @@ class Axes:
             ("rounding", Rounding),
             ("inputs", Inputs),
             ("budget", Literal["short", "long"]),
+            ("scope", Scope),
         ):
             if getattr(self, name) not in get_args(kind):
                 raise unknown(name, getattr(self, name), get_args(kind))
         counts = (self.block, self.gram_rows, self.kept_rows, self.samples, 1 if self.steps is None else self.steps)
         if self.rank < 0 or min(counts) < 1:
             raise ValueError("rank must be at least 0; block, gram_rows, kept_rows, samples and steps at least 1")
-        if self.rounding == "learned" and self.transform != "none":
-            raise ValueError(
-                f"learned rounding works on untransformed inputs; transform {self.transform!r} goes with gptq"
-            )
         if self.concat and (self.transform != "none" or self.rank):
             raise ValueError("concat=True cuts layers in two; it goes with no transform and no side branch (rank=0)")
 
@@ -87,6 +89,10 @@ class Axes:
     def in_order(self) -> bool:
         """Whether layers are quantized one after the other, each seeing what became of those before."""
         return self.rounding == "learned" or self.inputs == "quantized"
+
+    def of(self, budgets: "Mapping[str, Budget]") -> "Budget":
+        """The budget of learned rounding, from a table by name."""
+        return budgets[self.budget] if self.steps is None else replace(budgets[self.budget], steps=self.steps)
 
     def over(self, options: Mapping[str, Any]) -> "Axes":
         """These axes with some set from outside. ValueError for a name that is no axis."""

@@ -6,18 +6,20 @@ unit quantized for the inputs it will meet (or in full precision too, if `inputs
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
 from analysis.methods import Layer, Request, _learned
+from analysis.methods._learned import BUDGETS, WHOLE
 from analysis.methods._prepare import Prepared, prepare
 from analysis.runner.calibrate import Calibration
 from analysis.runner.load import denoiser_name
 from analysis.runner.quantize import replaced
-from analysis.runner.samples import BATCH, Call, collect, first, joined, replay, singles
+from analysis.runner.samples import BATCH, Call, collect, first, joined, pairs, replay, singles
 from analysis.runner.statistics import Statistics, Tap
 
 if TYPE_CHECKING:
@@ -36,12 +38,16 @@ BLOCKS = (
 @dataclass(frozen=True, kw_only=True)
 class Seen:
     """What a unit meets: its calls, one image each, in full precision and behind quantized layers (the same ones for
-    full-precision inputs), the outputs wanted, (1, ...) each, and its layers in stages, see `_stages`."""
+    full-precision inputs), the outputs wanted, (1, ...) each, and its layers in stages, see `_stages`.
+
+    guidance : for the denoiser as a whole, whose calls have both halves of guidance: its scale; None otherwise
+    """
 
     full: Sequence[Call]
     calls: Sequence[Call]
     outputs: Sequence[Tensor]
     stages: Sequence[Sequence[Layer]]
+    guidance: float | None = None
 
 
 def quantize(request: Request, calibration: Calibration, axes: "Axes") -> dict[str, Module]:
@@ -61,22 +67,61 @@ def quantize(request: Request, calibration: Calibration, axes: "Axes") -> dict[s
     behind = axes.inputs == "quantized"
     working = replaced(denoiser, {}) if behind else denoiser
     made: dict[str, Module] = {}
+    everything: list[Prepared] = []
     for path, layers in units(denoiser, request.layers, calibration).items():
         seen = look(denoiser, working, path, layers, samples)
         prepared: list[Prepared] = []
         for stage in seen.stages if behind else [layers]:
-            found = _statistics(denoiser, working, path, stage, seen, axes)
-            ready = [prepare(request, layer, axes, found[layer.path]) for layer in stage]
+            ready = _prepared(request, denoiser, working, path, stage, seen, axes)
             prepared += ready
             if behind:
                 _put(working, {one.layer.path: one.build(request) for one in ready})
-        if axes.rounding == "learned":
-            prepared = _learned.learn(denoiser.get_submodule(path), path, prepared, seen, axes)
+        if axes.rounding == "learned" and axes.scope != "denoiser":
+            prepared = _learned.learn(denoiser.get_submodule(path), path, prepared, seen, axes, axes.of(BUDGETS))
+        everything += prepared
         built = {one.layer.path: one.build(request) for one in prepared}
         made |= built
         if behind:
             _put(working, built)
+    if axes.rounding == "learned" and axes.scope != "blocks":
+        seen = _whole(denoiser, samples, calibration)
+        made = {}
+        for one in _learned.learn(denoiser, "", everything, seen, axes, axes.of(WHOLE)):
+            made[one.layer.path] = one.build(request)
     return made
+
+
+def _prepared(
+    request: Request,
+    denoiser: Module,
+    working: Module,
+    path: str,
+    layers: Sequence[Layer],
+    seen: Seen,
+    axes: "Axes",
+) -> list[Prepared]:
+    """Layers of one stage. Behind quantized layers, a layer's own input quantizer counts as one of them: the weight is
+    fitted to what it is multiplied by. That takes two looks, because the quantizer is chosen in the first."""
+    if working is denoiser or all(layer.activation is None or layer.activation.is_cast for layer in layers):
+        found = _statistics(denoiser, working, path, layers, seen, axes)
+        return [prepare(request, layer, axes, found[layer.path]) for layer in layers]
+    sketch = replace(axes, rounding="nearest", weights="max-abs", gram_rows=axes.kept_rows)
+    found = _statistics(denoiser, working, path, layers, seen, sketch)
+    given = {layer.path: prepare(request, layer, sketch, found[layer.path]) for layer in layers}
+    found = _statistics(denoiser, working, path, layers, seen, axes, given)
+    return [prepare(request, layer, axes, found[layer.path], given[layer.path]) for layer in layers]
+
+
+def _whole(denoiser: Module, samples: Sequence[Call], calibration: Calibration) -> Seen:
+    """The denoiser as one unit, on full-precision inputs."""
+    calls = [one for call in samples for one in pairs(call)]
+    outputs = []
+    with torch.no_grad():
+        for start in range(0, len(calls), BATCH):
+            call = joined(calls[start : start + BATCH])
+            outputs += first(denoiser(*call.args, **call.kwargs)).split(calls[start].images)
+    guidance = calibration.guidance if samples[0].halves == 2 else None
+    return Seen(full=calls, calls=calls, outputs=outputs, stages=(), guidance=guidance)
 
 
 def _put(model: Module, modules: Mapping[str, Module]) -> None:
@@ -145,26 +190,46 @@ def _stages(layers: Sequence[Layer], inputs: Mapping[str, Tensor]) -> list[list[
 
 
 def _statistics(
-    denoiser: Module, working: Module, path: str, layers: Sequence[Layer], seen: Seen, axes: "Axes"
+    denoiser: Module,
+    working: Module,
+    path: str,
+    layers: Sequence[Layer],
+    seen: Seen,
+    axes: "Axes",
+    given: Mapping[str, Prepared] | None = None,
 ) -> dict[str, Statistics]:
-    """Statistics of some layers of the unit at `path` as it is in `working`, from what the unit meets."""
+    """Statistics of some layers of the unit at `path` as it is in `working`, from what the unit meets.
+
+    given : path -> the layer, for statistics of what its weight is multiplied by instead of what it is called with
+    """
     starts = range(0, len(seen.calls), BATCH)
     per_call = [-(-count // len(starts)) for count in (axes.gram_rows, axes.kept_rows)]
     taps = {layer.path: Tap(layer, per_call[0], per_call[1], seed) for seed, layer in enumerate(layers)}
     plain = {layer.path: Tap(layer, per_call[0], per_call[1], seed) for seed, layer in enumerate(layers)}
     for start in starts:
-        _unit_call(working, path, seen.calls[start : start + BATCH], taps)
+        _unit_call(working, path, seen.calls[start : start + BATCH], taps, given, quantized=True)
         if working is not denoiser:
-            _unit_call(denoiser, path, seen.full[start : start + BATCH], plain)
+            _unit_call(denoiser, path, seen.full[start : start + BATCH], plain, given, quantized=False)
             for name, tap in taps.items():
                 tap.pair(plain[name])
     return {name: tap.result() for name, tap in taps.items()}
 
 
-def _unit_call(model: Module, path: str, calls: Sequence[Call], taps: Mapping[str, Tap]) -> None:
+def _unit_call(
+    model: Module,
+    path: str,
+    calls: Sequence[Call],
+    taps: Mapping[str, Tap],
+    given: Mapping[str, Prepared] | None,
+    quantized: bool,
+) -> None:
     """One call of the unit at `path`, its layers' inputs going to `taps`; it ends with the last of them."""
-    hooks = {
-        model.get_submodule(name): (lambda module, args, kwargs, output, tap=tap: tap(module, args))
-        for name, tap in taps.items()
-    }
+
+    def hook(name: str) -> Any:
+        def see(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+            taps[name](module, args if given is None else (given[name].received(args[0].float(), quantized),))
+
+        return see
+
+    hooks = {model.get_submodule(name): hook(name) for name in taps}
     replay(model.get_submodule(path), (joined(calls),), hooks, list(hooks)[-1])

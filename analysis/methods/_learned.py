@@ -44,7 +44,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from analysis.methods._prepare import Part, Prepared
+from analysis.methods._prepare import Part, Prepared, on_grid
 from analysis.runner.samples import Call, first, joined
 from fpsim.formats import Format
 from fpsim.nn import gradient, rounding, scaling
@@ -69,26 +69,30 @@ class Budget:
     strength: float = 5.0
     certainty: float = 0.95
     warm: float = 0.2
+    bias_rate: float = 0.0
 
 
-#: What the axis `budget` names.
+#: What the axis `budget` names: for units, and for the denoiser as a whole.
 BUDGETS: Mapping[str, Budget] = MappingProxyType(
     {"short": Budget(steps=80, rate=0.04), "long": Budget(steps=300, rate=0.02)}
+)
+WHOLE: Mapping[str, Budget] = MappingProxyType(
+    {"short": Budget(steps=200, rate=0.02, bias_rate=1e-3), "long": Budget(steps=1000, rate=0.01, bias_rate=1e-3)}
 )
 
 
 def learn(
-    unit: Module, path: str, prepared: Sequence[Prepared], seen: "Seen", axes: "Axes", budget: Budget | None = None
+    unit: Module, path: str, prepared: Sequence[Prepared], seen: "Seen", axes: "Axes", budget: Budget
 ) -> list[Prepared]:
     """`prepared` with learned roundings (and activation steps), where that helps on samples held back."""
-    budget = budget or (BUDGETS[axes.budget] if axes.steps is None else replace(BUDGETS[axes.budget], steps=axes.steps))
     variables = [_Rounding(one, path, budget.certainty) for one in prepared if learnable(one)]
     inputs = [
         _Input(one, path, part, index, axes.learn_steps) for one in prepared for index, part in enumerate(one.parts)
     ]
-    inputs = [one for one in inputs if one.part.activation is not None]
+    inputs = [one for one in inputs if one.part.activation is not None or one.one.transform is not None]
     trained = [one.log_step for one in inputs if one.log_step is not None]
-    if not variables and not trained:
+    biases = dict(_biases(prepared, path)) if budget.bias_rate else {}
+    if not variables and not trained and not biases:
         return list(prepared)
     count = len(seen.calls)
     held = list(range(0, count, 5))
@@ -98,6 +102,7 @@ def learn(
         reference = _error(unit, fixed, seen, held)
         groups = [{"params": [v.variable for v in variables], "lr": budget.rate}] if variables else []
         groups += [{"params": trained, "lr": budget.scale_rate}] if trained else []
+        groups += [{"params": list(biases.values()), "lr": budget.bias_rate}] if biases else []
         optimizer = torch.optim.Adam(groups)
         generator = torch.Generator().manual_seed(0)
         warm = int(budget.steps * budget.warm)
@@ -106,9 +111,9 @@ def learn(
                 chosen = torch.randint(len(used), (budget.batch,), generator=generator).tolist()
                 call, wanted = _batch(seen, [used[i] for i in chosen])
                 softs = [v.soft() for v in variables]
-                weights = fixed | {v.name: weight for v, (weight, _) in zip(variables, softs, strict=True)}
+                weights = fixed | biases | {v.name: weight for v, (weight, _) in zip(variables, softs, strict=True)}
                 output = first(torch.func.functional_call(unit, weights, call.args, dict(call.kwargs)))
-                loss = (output - wanted).square().mean() / max(reference, 1e-20)
+                loss = _amiss(output, wanted, seen.guidance) / max(reference, 1e-20)
                 if step >= warm and variables:
                     beta = 20 - 18 * (step - warm) / max(budget.steps - warm, 1)
                     total = sum(h.numel() for _, h in softs)
@@ -118,8 +123,12 @@ def learn(
                 loss.backward()
                 optimizer.step()
         learned = {id(v.one): v.hardened() for v in variables}
-        made = [replace(one, rounded=learned.get(id(one), one.rounded)) for one in prepared]
-        better = {_name(one, path): _effective(one, one.rounded) for one in made}
+        kept = {name: bias.detach() for name, bias in biases.items()}
+        made = [
+            replace(one, rounded=learned.get(id(one), one.rounded), bias=kept.get(_name(one, path, "bias"), one.bias))
+            for one in prepared
+        ]
+        better = kept | {_name(one, path): _effective(one, one.rounded) for one in made}
         if _error(unit, better, seen, held) >= reference:
             return list(prepared)
     return [replace(one, parts=_parts(one, inputs)) for one in made]
@@ -130,9 +139,18 @@ def learnable(one: Prepared) -> bool:
     return one.rounded is not None and one.row.bits <= LEARNED_BITS
 
 
-def _name(one: Prepared, unit: str) -> str:
+def _name(one: Prepared, unit: str, what: str = "weight") -> str:
     inner = one.layer.path[len(unit) :].removeprefix(".")
-    return f"{inner}.weight" if inner else "weight"
+    return f"{inner}.{what}" if inner else what
+
+
+def _biases(prepared: Sequence[Prepared], unit: str) -> Iterator[tuple[str, Tensor]]:
+    """Name and a copy to learn from of each layer's bias, if it has one."""
+    for one in prepared:
+        source: Any = one.layer.module
+        bias = source.bias if one.bias is None else one.bias
+        if bias is not None:
+            yield _name(one, unit, "bias"), bias.detach().float().clone().requires_grad_()
 
 
 def _effective(one: Prepared, rounded: Tensor | None) -> Tensor:
@@ -202,14 +220,12 @@ class _Input:
         if quantizer is None:
             return x
         axis = -1 if self.one.layer.kind == "Linear" else 1
-        values = x if self.one.transform is None else self.one.transform(x)
         scales = self.part.input_scales
+        values = x
         if self.log_step is not None and scales is not None and isinstance(quantizer.row, Format):
             return gradient.rounded(values, self.log_step.exp(), scales.zero, quantizer.row)
         with torch.no_grad():
-            if scales is None or quantizer.steps > 1:
-                scales = scaling.find(values, replace(quantizer, steps=1), axis, 0)
-            rounded = scaling.fake_quantize(values, quantizer, scales, axis)
+            rounded = on_grid(self.part, values, axis)
         return values + (rounded - values).detach()
 
     def scales(self) -> Any:
@@ -236,7 +252,8 @@ def _quantized_inputs(unit: Module, inputs: Sequence[_Input]) -> Iterator[None]:
 
     def hook(entries: list[_Input]) -> Any:
         def quantize(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            x = args[0]
+            transform = entries[0].one.transform
+            x = args[0] if transform is None else transform(args[0])
             if len(entries) == 1 and len(entries[0].one.parts) == 1:
                 return (entries[0](x), *args[1:])
             axis = -1 if entries[0].one.layer.kind == "Linear" else 1
@@ -265,5 +282,13 @@ def _error(unit: Module, weights: dict[str, Tensor], seen: "Seen", chosen: Seque
         for start in range(0, len(chosen), 16):
             call, wanted = _batch(seen, chosen[start : start + 16])
             output = first(torch.func.functional_call(unit, weights, call.args, dict(call.kwargs)))
-            total += float((output - wanted).square().mean()) * len(wanted)
+            total += float(_amiss(output, wanted, seen.guidance)) * min(16, len(chosen) - start)
     return total / len(chosen)
+
+
+def _amiss(output: Tensor, wanted: Tensor, guidance: float | None) -> Tensor:
+    """Mean squared error; of the guided output if images come in pairs, without and with the condition."""
+    change = output - wanted
+    if guidance is not None:
+        change = change[1::2] * guidance - change[::2] * (guidance - 1)
+    return change.square().mean()

@@ -41,6 +41,7 @@ class Prepared:
     values    : float32 what is quantized, in the shape of the weight
     rounded   : values on the grid; None: the nearest ones
     transform : of the input; branch : side branch; both or either None
+    bias      : in place of the layer's own, None to keep that
     """
 
     layer: Layer
@@ -49,6 +50,7 @@ class Prepared:
     rounded: "Tensor | None" = None
     transform: "Chain | None" = None
     branch: "Module | None" = None
+    bias: "Tensor | None" = None
 
     @property
     def row(self) -> "Format":
@@ -72,15 +74,29 @@ class Prepared:
             pieces.append(scaling.spread(value, part.weight, shape))
         return torch.cat(pieces, 1)
 
+    def received(self, x: "Tensor", quantized: bool = True) -> "Tensor":
+        """What the weight is multiplied by for the layer input `x`: transformed and, if so wanted, on the grid."""
+        import torch
+
+        axis = -1 if self.layer.kind == "Linear" else 1
+        values = x if self.transform is None else self.transform(x)
+        if not quantized:
+            return values
+        pieces = [on_grid(part, values.narrow(axis, part.start, part.stop - part.start), axis) for part in self.parts]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
+
     def build(self, request: Request) -> "Module":
         """The quantized layer. ValueError, naming it, for what is not supported."""
         from fpsim.nn.concat import Concatenated, sliced
 
+        layer = (
+            self.layer if self.bias is None else replace(self.layer, module=_with_bias(self.layer.module, self.bias))
+        )
         if len(self.parts) == 1:
-            return request.build(self.layer, **self._options(self.parts[0]))
+            return request.build(layer, **self._options(self.parts[0]))
         made = []
         for part in self.parts:
-            cut = replace(self.layer, module=sliced(self.layer.module, part.start, part.stop))
+            cut = replace(layer, module=sliced(layer.module, part.start, part.stop))
             made.append(request.build(cut, **self._options(part)))
         return Concatenated(made)
 
@@ -98,13 +114,41 @@ class Prepared:
         }
 
 
-def prepare(request: Request, layer: Layer, axes: "Axes", seen: "Statistics | None") -> Prepared:
-    """`layer` at a point of the axes; without statistics only what needs none."""
+def on_grid(part: Part, values: "Tensor", axis: int) -> "Tensor":
+    """The input channels of one part, quantized as the part says; `axis` is that of the channels."""
+    from fpsim.nn import scaling
+
+    if part.activation is None:
+        return values
+    scales = part.input_scales
+    if scales is None or part.activation.steps > 1:
+        scales = scaling.find(values, replace(part.activation, steps=1), axis, 0)
+    return scaling.fake_quantize(values, part.activation, scales, axis)
+
+
+def _with_bias(module: "Module", bias: "Tensor") -> "Module":
+    """A layer that shares all but its bias with `module`."""
+    import copy
+
+    import torch
+
+    made: Any = copy.copy(module)
+    made._parameters = {**module._parameters, "bias": torch.nn.Parameter(bias, requires_grad=False)}
+    return made
+
+
+def prepare(
+    request: Request, layer: Layer, axes: "Axes", seen: "Statistics | None", given: Prepared | None = None
+) -> Prepared:
+    """`layer` at a point of the axes; without statistics only what needs none.
+
+    given : the layer with its transform and its input scales, if these are known and `seen` is of inputs `received`
+    """
     weight = layer.module.get_parameter("weight").detach().float()
     if not bool(weight.isfinite().all()):
         raise ValueError(f"layer {layer.path}: the weight has NaN or Inf")
     grouped = getattr(layer.module, "groups", 1) != 1  # the weight of such a convolution is no single matrix
-    turned = _transform.find(layer, weight, axes.transform, axes.block, seen)
+    turned = given.transform if given is not None else _transform.find(layer, weight, axes.transform, axes.block, seen)
     branch = None
     if turned is not None:
         weight = turned.weight(weight)
@@ -112,10 +156,11 @@ def prepare(request: Request, layer: Layer, axes: "Axes", seen: "Statistics | No
         branch, weight = _transform.low_rank(layer, weight, axes.rank)
     gram = rows = None
     if seen is not None and not grouped:
-        gram = _transform.turn(turned, _transform.turn(turned, seen.gram, weight).T, weight).T
-        rows = _transform.turn(turned, seen.rows, weight)
+        ready = None if given is not None else turned
+        gram = _transform.turn(ready, _transform.turn(ready, seen.gram, weight).T, weight).T
+        rows = _transform.turn(ready, seen.rows, weight)
         if seen.cross is not None and branch is None:
-            weight = _aimed(weight, gram, turned, seen)
+            weight = _aimed(weight, gram, ready, seen)
     bounds = _bounds(request, layer, axes)
     parts = tuple(
         _part(request, layer, axes, seen, weight, gram, rows, start, stop, turned is not None) for start, stop in bounds
@@ -126,6 +171,11 @@ def prepare(request: Request, layer: Layer, axes: "Axes", seen: "Statistics | No
         again = [_part(request, like, chosen, seen, weight, gram, rows, *ends, False) for ends in bounds]
         parts = tuple(
             replace(one, scales=other.scales, weight=other.weight) for one, other in zip(parts, again, strict=True)
+        )
+    if given is not None:
+        parts = tuple(
+            replace(one, activation=other.activation, input_scales=other.input_scales)
+            for one, other in zip(parts, given.parts, strict=True)
         )
     made = Prepared(layer=layer, parts=parts, values=weight, transform=turned, branch=branch)
     return replace(made, rounded=_gptq(made, gram)) if axes.rounding != "nearest" and gram is not None else made

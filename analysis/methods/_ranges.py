@@ -1,12 +1,12 @@
 """The range axis: scales of weights and of static activations, and which format where there is a choice."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fpsim.formats import Format
+    from fpsim.formats import BlockFormat, Format
     from fpsim.nn.quantizer import Quantizer
     from fpsim.nn.scaling import Scales
 
@@ -22,15 +22,17 @@ def of_weight(
     """Scales for a weight, and the quantizer with the split that was chosen.
 
     gram : of the inputs, for "output-error"; without one, and for scales per block, the error is the tensor's own
-    Block formats and casts keep their own rule.
+    Block formats with weights="max-abs" keep their own rule for block scales, as casts do.
     """
     from analysis.runner.statistics import as_matrix
     from fpsim.formats import BlockFormat
     from fpsim.nn import functional, scaling, search
 
     row = quantizer.row
-    if ranges == "max-abs" or quantizer.is_cast or isinstance(row, BlockFormat):
+    if ranges == "max-abs" or quantizer.is_cast:
         return quantizer, scaling.find(weight, quantizer, 1)
+    if isinstance(row, BlockFormat):
+        return quantizer, _block_scales(weight, row, gram if ranges == "output-error" else None)
     rows = search.splits(row.bits, signed=row.signed) if split and row.kind == "float" else (row,)
     gram = gram if ranges == "output-error" else None
     if quantizer.block is not None:
@@ -48,6 +50,65 @@ def of_weight(
             found = search.best_split(as_matrix(weight), rows, gram=gram, shared=True, quick=True)
         scales = _shaped(found.scales, lambda one: one.reshape(()))
     return replace(quantizer, format=found.format.name), scales
+
+
+#: Block scales that are tried, relative to the format's own rule. Powers of two: that of the OCP rule and its
+#: neighbours. Floats: the largest magnitude on 6 and on 4 ("four over six") and between, and some clipping.
+_POWERS = (1, 0, -1)
+_FACTORS = (1.5, 1.25, 1.125, 1.0625, 1.0, 0.9375, 0.875, 0.8125, 0.75)
+
+
+def _block_scales(weight: "Tensor", row: "BlockFormat", gram: "Tensor | None") -> "Scales":
+    """The scale of each block of a weight (input channels on axis 1) with the least error.
+
+    The error of a block is that of the outputs as far as the block alone makes it, d G d^T with G the inputs' Gram
+    matrix of its channels, or d d^T without `gram`.
+    """
+    import torch
+
+    from fpsim.nn import functional, scaling
+
+    _, codes, tensor = functional.block_scales(weight, row, 1)
+    blocks = functional.blocked(weight, row.block, 1)  # (out, blocks, block, *taps)
+    size, channels, taps = row.block, weight.shape[1], weight[0, 0].numel()
+    inside = None
+    if gram is not None:
+        whole = torch.nn.functional.pad(
+            gram.view(taps, channels, taps, channels).diagonal(dim1=0, dim2=2),
+            (0, 0, 0, -channels % size, 0, -channels % size),
+        )  # (channels, channels, taps)
+        count = whole.shape[0] // size
+        inside = whole.view(count, size, count, size, taps).diagonal(dim1=0, dim2=2)  # (size, size, taps, blocks)
+    best: Any = None
+    chosen = codes
+    for trial in _trials(codes, row):
+        step = functional.block_step(trial, tensor, row, 1)
+        change = scaling.rounded(blocks, scaling.Scales(step=step), row.element) - blocks
+        flat = change.flatten(3) if change.ndim > 3 else change.unsqueeze(-1)
+        if inside is None:
+            error = flat.square().sum(2)
+        else:
+            error = torch.einsum("obit,ijtb,objt->obt", flat, inside, flat)
+        error = error.view(codes.shape)
+        if best is None:
+            best, chosen = error, trial
+            continue
+        chosen, best = torch.where(error < best, trial, chosen), torch.minimum(error, best)
+    return scaling.Scales(step=functional.block_step(chosen, tensor, row, 1), codes=chosen, tensor=tensor)
+
+
+def _trials(codes: "Tensor", row: "BlockFormat") -> "list[Tensor]":
+    """Codes of block scales around `codes`, those first."""
+    import torch
+
+    from fpsim.nn import functional
+
+    if row.rule == "floor":
+        moved = [(codes.int() + power).clamp(0, 254).to(torch.uint8) for power in _POWERS]
+        return [codes] + [one for power, one in zip(_POWERS, moved, strict=True) if power]
+    value = functional.decode(codes, row.scale)
+    found = [functional.encode(value * factor, row.scale) for factor in _FACTORS if factor != 1]
+    return [codes] + [torch.where(one == 0, codes, one) for one in found]  # a scale of 0 would drop the block
 
 
 def _shaped(scales: "Scales", shape: "object") -> "Scales":

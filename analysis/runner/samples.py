@@ -9,7 +9,7 @@ How many are kept is bounded by a count and by bytes. The draw depends on the se
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from analysis.runner.calibrate import Calibration
@@ -26,11 +26,15 @@ BATCH = 16  # captions per call of the pipeline
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """Arguments of one call of a module, `images` of them along the first axis of every tensor that has a batch."""
+    """Arguments of one call of a module, `images` of them along the first axis of every tensor that has a batch.
+
+    halves : 2 if the first half of the images is without, the second, in the same order, with the condition
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     images: int
+    halves: int = 1
 
 
 def collect(
@@ -38,7 +42,8 @@ def collect(
 ) -> tuple[Call, ...]:
     """About `count` images spread evenly over the trajectories of `calibration`, in at most `budget` bytes.
 
-    The same images for the same arguments. Raises ValueError if not even one image per visit fits the budget.
+    The same images for the same arguments; where a call has both halves of guidance, both of every image drawn. Raises
+    ValueError if not even one image per visit fits the budget.
     """
     import torch
 
@@ -47,20 +52,24 @@ def collect(
     visits = -(-len(captions) // BATCH) * calibration.steps
     generator = torch.Generator().manual_seed(seed)
     kept: list[Call] = []
+    batch = 0
 
     def keep(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         size = len(first(output))
-        whole = Call(args=args, kwargs=kwargs, images=size)
-        room = budget // visits * size // max(_bytes(whole), 1)
+        halves = 2 if calibration.guidance != 1 and size == 2 * batch else 1
+        whole = Call(args=args, kwargs=kwargs, images=size, halves=halves)
+        room = budget // visits * size // max(_bytes(whole), 1) // halves
         if room < 1:
             raise ValueError(f"{budget} bytes do not hold one image of each of {visits} visits to the denoiser")
-        chosen = torch.randperm(size, generator=generator)[: min(-(-count // visits), room)].sort().values
-        kept.append(take(whole, chosen))
+        wanted = min(-(-count // visits // halves), room)
+        chosen = torch.randperm(size // halves, generator=generator)[:wanted].sort().values
+        kept.append(take(whole, torch.cat([chosen + half * (size // halves) for half in range(halves)])))
 
     handle = denoiser.register_forward_hook(keep, with_kwargs=True)
     try:
         for start in range(0, len(captions), BATCH):
             part = slice(start, start + BATCH)
+            batch = len(captions[part])
             call(pipe, captions[part], seeds[part], calibration.steps, calibration.guidance, output="latent")
     finally:
         handle.remove()
@@ -116,12 +125,8 @@ def take(whole: Call, chosen: "Tensor") -> Call:
             return {name: cut(entry) for name, entry in value.items()}
         return value
 
-    return Call(args=cut_all(whole.args, cut), kwargs={k: cut(v) for k, v in whole.kwargs.items()}, images=len(chosen))
-
-
-def cut_all(values: tuple[Any, ...], cut: Callable[[Any], Any]) -> tuple[Any, ...]:
-    """`cut` applied to each."""
-    return tuple(cut(value) for value in values)
+    args, kwargs = tuple(cut(value) for value in whole.args), {name: cut(value) for name, value in whole.kwargs.items()}
+    return replace(whole, args=args, kwargs=kwargs, images=len(chosen))
 
 
 def singles(whole: Call) -> Iterator[Call]:
@@ -129,15 +134,28 @@ def singles(whole: Call) -> Iterator[Call]:
     import torch
 
     for index in range(whole.images):
-        yield take(whole, torch.tensor([index]))
+        yield replace(take(whole, torch.tensor([index])), halves=1)
+
+
+def pairs(whole: Call) -> Iterator[Call]:
+    """The images of a call of the denoiser one by one, both halves of guidance together; timesteps per image."""
+    import torch
+
+    def spread(value: Any) -> Any:
+        return value.expand(whole.images) if isinstance(value, torch.Tensor) and value.ndim == 0 else value
+
+    args, kwargs = tuple(map(spread, whole.args)), {name: spread(value) for name, value in whole.kwargs.items()}
+    each = whole.images // whole.halves
+    for index in range(each):
+        yield take(replace(whole, args=args, kwargs=kwargs), torch.arange(index, whole.images, each))
 
 
 def joined(calls: Sequence[Call]) -> Call:
-    """Calls of one image each as one call."""
+    """Calls of `singles` or `pairs` as one call, in their order."""
     import torch
 
     def together(values: list[Any]) -> Any:
-        if isinstance(values[0], torch.Tensor) and values[0].ndim and len(values[0]) == 1:
+        if isinstance(values[0], torch.Tensor) and values[0].ndim and len(values[0]) == calls[0].images:
             return torch.cat(values)
         if isinstance(values[0], dict):
             return {name: together([value[name] for value in values]) for name in values[0]}
@@ -145,7 +163,7 @@ def joined(calls: Sequence[Call]) -> Call:
 
     args = tuple(together([one.args[i] for one in calls]) for i in range(len(calls[0].args)))
     kwargs = {name: together([one.kwargs[name] for one in calls]) for name in calls[0].kwargs}
-    return Call(args=args, kwargs=kwargs, images=len(calls))
+    return Call(args=args, kwargs=kwargs, images=sum(one.images for one in calls), halves=calls[0].halves)
 
 
 def _bytes(value: Any) -> int:
