@@ -69,6 +69,7 @@ def quantize(
     scheme: Scheme | str,
     method: str = "rtn",
     calibration: Calibration | Sequence[str] | None = None,
+    tables: int | None = None,
     **options: Any,
 ) -> "DiffusionPipeline":
     """A pipeline whose denoiser runs in `scheme`; the given one is untouched and shares what is not quantized.
@@ -76,6 +77,8 @@ def quantize(
     scheme      : a `Scheme` or the name of one ("fp4-w4a8+dynamic")
     method      : how scales and rounding are chosen, a name of `analysis.methods.METHODS`
     calibration : for static activations: a `Calibration`, or captions to calibrate with at default settings
+    tables      : layers that depend on the timestep alone become tables of their full-precision outputs at this many
+                  steps (`analysis.runner.timesteps`); None: they are layers like all others
     options     : the method's own settings
 
     The result's report is `report_of(result)`. Rules that decide no layer are warned about (UserWarning, one line).
@@ -85,6 +88,10 @@ def quantize(
     chosen = scheme_called(scheme) if isinstance(scheme, str) else scheme
     maker = method_called(method)
     name = denoiser_name(pipe)
+    if tables is not None:
+        from analysis.runner.timesteps import tabled
+
+        pipe = tabled(pipe, tables)
     denoiser = getattr(pipe, name)
     layers, skipped, unused = plan(denoiser, chosen)
     warn_unused(chosen, unused, name)
@@ -102,7 +109,7 @@ def quantize(
         from analysis.runner.plugin import remember
 
         remember(quantized, chosen)
-    made = _with(pipe, name, quantized)
+    made = with_denoiser(pipe, name, quantized)
     report = QuantizationReport(
         scheme=chosen,
         method=method,
@@ -170,10 +177,10 @@ def restore(pipe: "DiffusionPipeline", folder: Path) -> "DiffusionPipeline":
     name = denoiser_name(pipe)
     denoiser = getattr(pipe, name)
     loaded = type(denoiser).from_pretrained(folder, dtype=denoiser.dtype, use_safetensors=True)
-    return _with(pipe, name, loaded.to(denoiser.device))
+    return with_denoiser(pipe, name, loaded.to(denoiser.device))
 
 
-def _with(pipe: "DiffusionPipeline", name: str, denoiser: "Module") -> "DiffusionPipeline":
+def with_denoiser(pipe: "DiffusionPipeline", name: str, denoiser: "Module") -> "DiffusionPipeline":
     """A pipeline of the same parts but for the denoiser, with a scheduler of its own."""
     made = copy.copy(pipe)
     if getattr(pipe, "scheduler", None) is not None:
@@ -192,6 +199,8 @@ def report_of(pipe: "DiffusionPipeline") -> QuantizationReport:
 
 def plan(denoiser: "Module", scheme: Scheme) -> tuple[tuple[Layer, ...], dict[str, str], tuple[Rule, ...]]:
     """(layers to quantize, path -> why not, unused rules). ValueError if no rule speaks of any layer."""
+    from fpsim.nn.tabled import TabledLinear
+
     found = layers_of(denoiser)
     kinds = {path: _kind(layer) for path, layer in found.items()}
     unused = scheme.unused_rules(kinds)
@@ -201,6 +210,9 @@ def plan(denoiser: "Module", scheme: Scheme) -> tuple[tuple[Layer, ...], dict[st
         raise ValueError(f"scheme {scheme.name!r} matches no layer: patterns {patterns}; layers are named like {some}")
     layers, skipped = [], {}
     for path, module in found.items():
+        if isinstance(module, TabledLinear):
+            skipped[path] = f"a table of its outputs at {len(module.places)} timesteps"
+            continue
         rule = scheme.rule_for(path, kinds[path])
         if rule is None or rule.weight is None:
             skipped[path] = "no rule speaks of it" if rule is None else f"kept by rule {rule.pattern!r}"
