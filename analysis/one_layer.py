@@ -17,8 +17,9 @@ from analysis.methods import method as method_called
 from analysis.prefix import Prefix
 from analysis.runner.calibrate import Calibration, layers_of
 from analysis.runner.load import denoiser_name
-from analysis.runner.quantize import plan, quantize
+from analysis.runner.quantize import plan
 from analysis.runner.sample import Progress
+from analysis.runner.samples import first
 from analysis.scheme import Scheme
 from analysis.store import DamagedFile, digest, read_json, write_json
 from analysis.visits import Clean, Visit, noise, restructured
@@ -95,29 +96,21 @@ def candidate(
     return scores
 
 
-def whole(
-    pipe: "DiffusionPipeline",
-    scheme: Scheme,
-    found: Sequence[Visit],
-    calibration: Calibration,
-    clean: Clean | None,
-    method: str = "rtn",
-    options: Mapping[str, Any] | None = None,
-) -> Scores:
-    """(visits, 2): both scores with every layer in what `scheme` says at once. What sums over layers are held against.
+def judges(pipe: "DiffusionPipeline", found: Sequence[Visit], clean: Clean | None) -> tuple[Judge, ...]:
+    """One for each visit, with what the pipeline in full precision answers there."""
+    return tuple(Judge(visit, _output(pipe, visit), clean) for visit in found)
 
-    Raises ValueError as `analysis.quantize` does.
-    """
+
+def whole(quantized: "DiffusionPipeline", asked: Sequence[Judge]) -> Scores:
+    """(visits, 2): both scores of a pipeline that `analysis.quantize` made: what sums over layers are held against."""
+    return np.array([judge(_output(quantized, judge.visit)) for judge in asked])
+
+
+def _output(pipe: "DiffusionPipeline", visit: Visit) -> "Tensor":
     import torch
 
-    name = denoiser_name(pipe)
-    quantized = getattr(quantize(pipe, scheme, method, calibration, **(options or {})), name)
-    scores = []
     with torch.no_grad():
-        for visit in found:
-            outputs = [model(*visit.call.args, **visit.call.kwargs)[0] for model in (getattr(pipe, name), quantized)]
-            scores.append(Judge(visit, outputs[0], clean)(outputs[1]))
-    return np.array(scores)
+        return first(getattr(pipe, denoiser_name(pipe))(*visit.call.args, **visit.call.kwargs))
 
 
 def _visit(

@@ -1,8 +1,8 @@
 """What an allocation promised beside what its scheme does: predicted and measured, uniform schemes included.
 
-A prediction adds up what layers do alone. The measurement quantizes all of them at once and calls the denoiser on
-trajectories of other captions than the sensitivities came from. The difference is what the sum leaves out: errors that
-agree or cancel, and chance of the captions.
+A prediction adds up what layers do alone. Measured, all of them are quantized at once: on the visits that the
+sensitivities came from, where the difference is what a sum leaves out (errors that agree or cancel), and on other
+captions, where it is also chance of the captions.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 class Outcome:
     """One scheme: `cost` in the costs' unit, `relative` to nothing quantized.
 
-    quality, content : predicted (sums over layers); measured_quality, measured_content : of the whole; see
-                       `analysis.visits`; None where not asked for
+    quality, content : predicted, sums over layers (see `analysis.visits`)
+    measured_quality, measured_content : of the whole on the same visits
+    other_quality, other_content : of the whole on other captions; None where not asked for, as all of these
     share            : of the budget that content layers got, for decoupled allocations
     """
 
@@ -42,6 +43,8 @@ class Outcome:
     content: float | None
     measured_quality: float | None = None
     measured_content: float | None = None
+    other_quality: float | None = None
+    other_content: float | None = None
     share: float | None = None
 
 
@@ -83,31 +86,33 @@ def mixed(allocations: Sequence[Allocation], costs: Costs) -> tuple[Outcome, ...
 
 
 def measured(
-    outcomes: Sequence[Outcome], studied: Studied, progress: Callable[[int, int], None] | None = None
+    outcomes: Sequence[Outcome], studied: Studied, progress: Callable[[int, int], None] | None = None, others: int = 8
 ) -> tuple[Outcome, ...]:
-    """The outcomes with what their schemes do, on captions of the calibration that sensitivities were not judged on.
+    """The outcomes with what their schemes do; others: captions of the calibration that nothing was judged on, at most.
 
-    Raises ValueError where calibration has no such captions left.
+    Without any left, the other captions' scores stay None.
     """
-    from analysis.one_layer import whole
+    from analysis.one_layer import judges, whole
+    from analysis.runner.quantize import quantize
     from analysis.visits import Clean, visits
 
     study, calibration = studied.study, studied.calibration
-    if len(calibration.captions) < 2 * study.images:
-        raise ValueError(
-            f"measuring takes {study.images} captions that the sensitivities were not judged on; calibration has "
-            f"{len(calibration.captions)} in all: give it {2 * study.images}"
-        )
-    part = slice(study.images, 2 * study.images)
-    others = replace(calibration, captions=calibration.captions[part], seeds=calibration.seeds[part])
-    found = visits(studied.pipe, others, study.images, study.steps)
-    clean = Clean(studied.pipe, study.images, calibration.guidance) if study.content else None
+    sets = []
+    for start, stop in ((0, study.images), (study.images, study.images + others)):
+        part = replace(calibration, captions=calibration.captions[start:stop], seeds=calibration.seeds[start:stop])
+        images = len(part.captions)
+        if images:
+            clean = Clean(studied.pipe, images, calibration.guidance) if study.content else None
+            sets.append(judges(studied.pipe, visits(studied.pipe, part, images, study.steps), clean))
     made = []
     for i, one in enumerate(outcomes):
-        quality, content = (
-            whole(studied.pipe, one.scheme, found, calibration, clean, study.method).mean(axis=0).tolist()
-        )
-        made.append(replace(one, measured_quality=quality, measured_content=content if study.content else None))
+        pipe = quantize(studied.pipe, one.scheme, study.method, calibration)
+        found: list[float | None] = []
+        for asked in sets:
+            quality, content = whole(pipe, asked).mean(axis=0).tolist()
+            found += [quality, content if study.content else None]
+        names = ("measured_quality", "measured_content", "other_quality", "other_content")
+        made.append(replace(one, **dict(zip(names, found, strict=False))))  # type: ignore[arg-type]
         if progress is not None:
             progress(i + 1, len(outcomes))
     return tuple(made)
@@ -126,8 +131,10 @@ def table(outcomes: Sequence[Outcome], costs: Costs) -> pd.DataFrame:
             "relative": one.relative,
             "sqnr_db": float(decibel(one.quality)),
             "measured_sqnr_db": None if one.measured_quality is None else float(decibel(one.measured_quality)),
+            "other_sqnr_db": None if one.other_quality is None else float(decibel(one.other_quality)),
             "content": one.content,
             "measured_content": one.measured_content,
+            "other_content": one.other_content,
             "share": one.share,
         }
         rows.append(row | {f"layers in {name}": one.counts.get(name, 0) for name in costs.candidates})

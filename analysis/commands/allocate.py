@@ -7,7 +7,7 @@ budget of latency, energy or memory, as the device would really cost it.
 
 Needs what `fpsim sensitivity` measures, and measures it if it is not there. Without
 --budget it prints the front from the cheapest mixture to the least sensitive one.
-Every scheme is then run whole, on other captions. --out writes an experiment file.
+Every scheme is then run whole, to check. --out writes an experiment file.
 """
 
 from __future__ import annotations
@@ -171,10 +171,10 @@ def _print(options: argparse.Namespace, rows: Any, costs: Any) -> None:
     factor, unit = {"latency": (1e3, "ms"), "energy": (1e3, "mJ"), "memory": (1e-6, "MB")}.get(options.cost, (1.0, ""))
 
     def numbers(one: Any) -> tuple[str, ...]:
-        pairs = ((one.quality, one.measured_quality), (one.content, one.measured_content))
-        show = (lambda value: f"{decibel(value):.1f}", lambda value: f"{value:.4f}")
-        return tuple(
-            "" if value is None else form(value) for pair, form in zip(pairs, show, strict=True) for value in pair
+        noise = (one.quality, one.measured_quality, one.other_quality)
+        return (
+            *("" if value is None else f"{decibel(value):.1f}" for value in noise),
+            *("" if value is None else f"{value:.4f}" for value in (one.content, one.measured_content)),
         )
 
     lines = [
@@ -187,11 +187,9 @@ def _print(options: argparse.Namespace, rows: Any, costs: Any) -> None:
         )
         for one in rows
     ]
-    header = ("scheme", f"{costs.what} {unit}".rstrip(), "", "dB", "is", "1-SSIM", "is", "layers")
-    say(table(lines, header, right=range(1, 7)))
-    words = (
-        "dB: SQNR of the denoiser's output, predicted from layers alone, and what it is of the whole on other captions."
-    )
+    header = ("scheme", f"{costs.what} {unit}".rstrip(), "", "dB", "is", "other", "1-SSIM", "is", "layers")
+    say(table(lines, header, right=range(1, 8)))
+    words = "dB: SQNR of the denoiser's output, predicted by layers alone, then of the whole, then on other captions."
     say(paragraph(f"{words} 1 - SSIM: of predicted clean pictures, likewise."))
     if options.decoupled and not options.no_check:
         say(paragraph(f"pictures changed least: {best([one for one in rows if one.share is not None]).name}"))

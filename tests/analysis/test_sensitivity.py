@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from tiny_pipelines import dit_pipeline, unet_pipeline
 
-from analysis.one_layer import Judge, candidate, whole
+from analysis.one_layer import Judge, candidate, judges, whole
 from analysis.prefix import Prefix
 from analysis.runner import Calibration, calibrate, quantize
 from analysis.runner.calibrate import layers_of
@@ -258,10 +258,11 @@ def test_scores_are_those_of_quantizing_that_layer_alone_bit_for_bit(
             assert not scores[index].any()
             continue
         one = Scheme(name="one", rules=(replace(rule, pattern=path),))
-        direct = outputs(getattr(quantize(pipe, one, calibration=calibration), name), found)
+        quantized = quantize(pipe, one, calibration=calibration)
+        direct = outputs(getattr(quantized, name), found)
         for i, visit in enumerate(found):
             assert scores[index, i].tolist() == list(Judge(visit, reference[i], clean)(direct[i])), path
-        assert scores[index].tolist() == whole(pipe, one, found, calibration, clean).tolist()
+        assert scores[index].tolist() == whole(quantized, judges(pipe, found, clean)).tolist()
         assert (scores[index] > 0).all(), path
 
 
@@ -287,7 +288,8 @@ def test_ranges_by_timestep_follow_the_visits(dit: DiffusionPipeline, ranges: Ca
     scores = candidate(dit, timed, found, ranges, None)
     path = list(layers_of(dit.transformer))[1]
     one = replace(timed, rules=(replace(timed.rules[0], pattern=path),))
-    assert scores[1, :, 0].tolist() == whole(dit, one, found, ranges, None)[:, 0].tolist()
+    quantized = quantize(dit, one, calibration=ranges)
+    assert scores[1, :, 0].tolist() == whole(quantized, judges(dit, found, None))[:, 0].tolist()
     still = replace(rule, activation=replace(rule.activation, steps=1))
     plain = candidate(dit, Scheme(name="plain", rules=(still,)), found, ranges, None)
     assert (plain[..., 0] != scores[..., 0]).any()
