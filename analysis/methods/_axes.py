@@ -86,6 +86,11 @@ class Axes:
         return self != replace(Axes(), rank=self.rank, block=self.block, split=self.split)
 
     @property
+    def chooses_inputs(self) -> bool:
+        """Whether how a layer's input is transformed and quantized depends on what it is."""
+        return self.activations != "max-abs" or self.transform.startswith("smooth")
+
+    @property
     def in_order(self) -> bool:
         """Whether layers are quantized one after the other, each seeing what became of those before."""
         return self.rounding == "learned" or self.inputs == "quantized"
@@ -110,15 +115,21 @@ def quantize(request: Request, axes: Axes) -> "Mapping[str, Module]":
     """
     from analysis.methods import _in_order
     from analysis.methods._prepare import prepare
-    from analysis.runner.statistics import statistics
+    from analysis.runner.folding import fold
+    from analysis.runner.statistics import PER_COLUMN, statistics
 
     if not axes.needs_statistics:
         return {layer.path: prepare(request, layer, axes, None).build(request) for layer in request.layers}
+    changed: dict[str, Module] = {}
+    if axes.transform.startswith("smooth"):
+        request, changed = fold(request)
     if request.calibration is None:
         raise ValueError(
             "this method looks at calibration inputs: pass calibration= a list of captions or a Calibration"
         )
     if axes.in_order:
-        return _in_order.quantize(request, request.calibration, axes)
-    found = statistics(request.pipe, request.layers, request.calibration, axes.gram_rows, axes.kept_rows)
-    return {layer.path: prepare(request, layer, axes, seen).build(request) for layer, seen in found}
+        return changed | _in_order.quantize(request, request.calibration, axes)
+    found = statistics(
+        request.pipe, request.layers, request.calibration, axes.gram_rows, axes.kept_rows, per_column=PER_COLUMN
+    )
+    return changed | {layer.path: prepare(request, layer, axes, seen).build(request) for layer, seen in found}

@@ -1,11 +1,12 @@
 """Layers in the order of execution, unit by unit: what a unit meets is what the units before it made of the input.
 
-A unit is a residual or transformer block with the layers inside, or a single layer outside of any. For each, stored
-calls of the denoiser are replayed twice, in full precision for the outputs to aim at and with everything before the
-unit quantized for the inputs it will meet (or in full precision too, if `inputs` says so).
+A unit is a residual or transformer block with the layers inside, or a single layer outside of any. Stored calls of the
+denoiser are run twice, unit by unit (`analysis.runner.lockstep`): in full precision for the outputs to aim at, and with
+everything before the unit quantized for the inputs it will meet (or in full precision only, if `inputs` says so).
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ from analysis.methods._learned import BUDGETS, WHOLE
 from analysis.methods._prepare import Prepared, prepare
 from analysis.runner.calibrate import Calibration
 from analysis.runner.load import denoiser_name
+from analysis.runner.lockstep import Lockstep
 from analysis.runner.quantize import replaced
 from analysis.runner.samples import BATCH, Call, collect, first, joined, pairs, replay, singles
-from analysis.runner.statistics import Statistics, Tap
+from analysis.runner.statistics import PER_COLUMN, Statistics, Tap, enough
 
 if TYPE_CHECKING:
     from analysis.methods._axes import Axes
@@ -68,27 +70,44 @@ def quantize(request: Request, calibration: Calibration, axes: "Axes") -> dict[s
     working = replaced(denoiser, {}) if behind else denoiser
     made: dict[str, Module] = {}
     everything: list[Prepared] = []
-    for path, layers in units(denoiser, request.layers, calibration).items():
-        seen = look(denoiser, working, path, layers, samples)
-        prepared: list[Prepared] = []
-        for stage in seen.stages if behind else [layers]:
-            ready = _prepared(request, denoiser, working, path, stage, seen, axes)
-            prepared += ready
+    parts = units(denoiser, request.layers, calibration)
+    with ExitStack() as stack:
+        full = stack.enter_context(Lockstep(denoiser, samples, list(parts)))
+        met = stack.enter_context(Lockstep(working, samples, list(parts))) if behind else full
+        for path, layers in parts.items():
+            seen = _meet(denoiser.get_submodule(path), path, layers, full, met)
+            prepared: list[Prepared] = []
+            for stage in seen.stages if behind else [layers]:
+                ready = _prepared(request, denoiser, working, path, stage, seen, axes)
+                prepared += ready
+                if behind:
+                    _put(working, {one.layer.path: one.build(request) for one in ready})
+            if axes.rounding == "learned" and axes.scope != "denoiser":
+                prepared = _learned.learn(denoiser.get_submodule(path), path, prepared, seen, axes, axes.of(BUDGETS))
+            built = {one.layer.path: one.build(request) for one in prepared}
+            made |= built
             if behind:
-                _put(working, {one.layer.path: one.build(request) for one in ready})
-        if axes.rounding == "learned" and axes.scope != "denoiser":
-            prepared = _learned.learn(denoiser.get_submodule(path), path, prepared, seen, axes, axes.of(BUDGETS))
-        everything += prepared
-        built = {one.layer.path: one.build(request) for one in prepared}
-        made |= built
-        if behind:
-            _put(working, built)
+                _put(working, built)
+            if axes.scope != "blocks":
+                everything += prepared
+            met.after(path)
     if axes.rounding == "learned" and axes.scope != "blocks":
         seen = _whole(denoiser, samples, calibration)
-        made = {}
-        for one in _learned.learn(denoiser, "", everything, seen, axes, axes.of(WHOLE)):
-            made[one.layer.path] = one.build(request)
+        everything = _learned.learn(denoiser, "", everything, seen, axes, axes.of(WHOLE))
+        made = {one.layer.path: one.build(request) for one in everything}
     return made
+
+
+def _whole(denoiser: Module, samples: Sequence[Call], calibration: Calibration) -> Seen:
+    """The denoiser as one unit, on full-precision inputs."""
+    calls = [one for call in samples for one in pairs(call)]
+    outputs = []
+    with torch.no_grad():
+        for start in range(0, len(calls), BATCH):
+            call = joined(calls[start : start + BATCH])
+            outputs += first(denoiser(*call.args, **call.kwargs)).split(calls[start].images)
+    guidance = calibration.guidance if samples[0].halves == 2 else None
+    return Seen(full=calls, calls=calls, outputs=outputs, stages=(), guidance=guidance)
 
 
 def _prepared(
@@ -102,26 +121,18 @@ def _prepared(
 ) -> list[Prepared]:
     """Layers of one stage. Behind quantized layers, a layer's own input quantizer counts as one of them: the weight is
     fitted to what it is multiplied by. That takes two looks, because the quantizer is chosen in the first."""
-    if working is denoiser or all(layer.activation is None or layer.activation.is_cast for layer in layers):
+    if working is denoiser:
         found = _statistics(denoiser, working, path, layers, seen, axes)
         return [prepare(request, layer, axes, found[layer.path]) for layer in layers]
     sketch = replace(axes, rounding="nearest", weights="max-abs", gram_rows=axes.kept_rows)
-    found = _statistics(denoiser, working, path, layers, seen, sketch)
-    given = {layer.path: prepare(request, layer, sketch, found[layer.path]) for layer in layers}
+    looked: Mapping[str, Statistics | None] = dict.fromkeys(layer.path for layer in layers)
+    if axes.chooses_inputs or any(
+        layer.activation is not None and layer.activation.needs_calibration for layer in layers
+    ):
+        looked = _statistics(denoiser, working, path, layers, seen, sketch)
+    given = {layer.path: prepare(request, layer, sketch, looked[layer.path]) for layer in layers}
     found = _statistics(denoiser, working, path, layers, seen, axes, given)
     return [prepare(request, layer, axes, found[layer.path], given[layer.path]) for layer in layers]
-
-
-def _whole(denoiser: Module, samples: Sequence[Call], calibration: Calibration) -> Seen:
-    """The denoiser as one unit, on full-precision inputs."""
-    calls = [one for call in samples for one in pairs(call)]
-    outputs = []
-    with torch.no_grad():
-        for start in range(0, len(calls), BATCH):
-            call = joined(calls[start : start + BATCH])
-            outputs += first(denoiser(*call.args, **call.kwargs)).split(calls[start].images)
-    guidance = calibration.guidance if samples[0].halves == 2 else None
-    return Seen(full=calls, calls=calls, outputs=outputs, stages=(), guidance=guidance)
 
 
 def _put(model: Module, modules: Mapping[str, Module]) -> None:
@@ -143,22 +154,11 @@ def units(denoiser: Module, layers: Sequence[Layer], calibration: Calibration) -
     return found
 
 
-def look(denoiser: Module, working: Module, path: str, layers: Sequence[Layer], samples: Sequence[Call]) -> Seen:
-    """Replay `samples` through both denoisers up to the unit at `path`."""
-    full: list[Call] = []
-    calls: list[Call] = []
-    outputs: list[Tensor] = []
+def _meet(unit: Module, path: str, layers: Sequence[Layer], full: Lockstep, met: Lockstep) -> Seen:
+    """What the unit at `path` is called with in two runs, and what it makes of it in the one in full precision."""
+    wanted = [one for call in full.before(path) for one in singles(call)]
+    calls = [one for call in met.before(path) for one in singles(call)] if met is not full else wanted
     inputs: dict[str, Tensor] = {}
-
-    def keep(where: list[Call]) -> Any:
-        def entry(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-            where.extend(singles(Call(args=args, kwargs=kwargs, images=len(first(output)))))
-            if where is full:
-                outputs.extend(first(output).detach().split(1))
-
-        return entry
-
-    unit = denoiser.get_submodule(path)
 
     def note(name: str) -> Any:
         def keep_input(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
@@ -167,12 +167,10 @@ def look(denoiser: Module, working: Module, path: str, layers: Sequence[Layer], 
         return keep_input
 
     watch = {layer.module: note(layer.path) for layer in layers if layer.module is not unit}
-    replay(denoiser, samples[:1], {**watch, unit: keep([])}, unit)
-    replay(denoiser, samples, {unit: keep(full)}, unit)
-    if working is not denoiser:
-        other = working.get_submodule(path)
-        replay(working, samples, {other: keep(calls)}, other)
-    return Seen(full=full, calls=calls or full, outputs=outputs, stages=_stages(layers, inputs))
+    if watch:
+        replay(unit, wanted[:1], watch, None)
+    outputs = [one for output in full.after(path) for one in output.split(1)]
+    return Seen(full=wanted, calls=calls, outputs=outputs, stages=_stages(layers, inputs))
 
 
 def _stages(layers: Sequence[Layer], inputs: Mapping[str, Tensor]) -> list[list[Layer]]:
@@ -200,15 +198,19 @@ def _statistics(
 ) -> dict[str, Statistics]:
     """Statistics of some layers of the unit at `path` as it is in `working`, from what the unit meets.
 
-    given : path -> the layer, for statistics of what its weight is multiplied by instead of what it is called with
+    given : path -> the layer, for statistics of what its weight is multiplied by instead of what it is called with,
+            and of that beside what it would be in full precision
     """
     starts = range(0, len(seen.calls), BATCH)
-    per_call = [-(-count // len(starts)) for count in (axes.gram_rows, axes.kept_rows)]
-    taps = {layer.path: Tap(layer, per_call[0], per_call[1], seed) for seed, layer in enumerate(layers)}
-    plain = {layer.path: Tap(layer, per_call[0], per_call[1], seed) for seed, layer in enumerate(layers)}
+
+    rows = {layer.path: (enough(layer, axes.gram_rows, PER_COLUMN), axes.kept_rows) for layer in layers}
+    taps, plain = (
+        {layer.path: Tap(layer, rows[layer.path], len(starts), seed, waits) for seed, layer in enumerate(layers)}
+        for waits in (given is not None, True)
+    )
     for start in starts:
         _unit_call(working, path, seen.calls[start : start + BATCH], taps, given, quantized=True)
-        if working is not denoiser:
+        if given is not None:
             _unit_call(denoiser, path, seen.full[start : start + BATCH], plain, given, quantized=False)
             for name, tap in taps.items():
                 tap.pair(plain[name])

@@ -20,12 +20,12 @@ def find(layer: Layer, weight: "Tensor", wanted: Transform, block: int, seen: "S
     """The input transform of one layer; None if there is none or the layer does not allow it."""
     from fpsim.nn.transforms import Chain, Hadamard, Smooth, largest_block
 
-    if wanted == "none" or seen is None or getattr(layer.module, "groups", 1) != 1:
+    if wanted == "none" or getattr(layer.module, "groups", 1) != 1:
         return None
     axis = -1 if layer.kind == "Linear" else 1
     parts: list[Smooth | Hadamard] = []
-    if wanted.startswith("smooth"):
-        parts.append(Smooth(_smooth_factor(layer, weight, seen), axis))
+    if wanted.startswith("smooth") and seen is not None and not layer.smoothed:
+        parts.append(Smooth(smooth_factor(layer, weight, seen), axis))
     if wanted.endswith("hadamard"):
         block = largest_block(weight.shape[1], block)
         if block > 1:
@@ -33,7 +33,7 @@ def find(layer: Layer, weight: "Tensor", wanted: Transform, block: int, seen: "S
     return Chain(*parts) if parts else None
 
 
-def _smooth_factor(layer: Layer, weight: "Tensor", seen: "Statistics") -> "Tensor":
+def smooth_factor(layer: Layer, weight: "Tensor", seen: "Statistics") -> "Tensor":
     """s_j = max|x_j|^alpha / max|w_j|^(1 - alpha), alpha from a grid by the error of the quantized product on a sample.
 
     alpha 0 with the weights already even, or 1, are on the grid; so is no smoothing at all (s = 1).

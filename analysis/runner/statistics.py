@@ -9,7 +9,7 @@ Memory is bounded: layers are taken in passes whose K x K matrices fit a budget,
 again. The draws depend on nothing but the seed and the layer's place, so a run can be repeated.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BATCH = 16
+#: Rows per column of a Gram matrix that roundings are chosen with: more do not change them for the better.
+PER_COLUMN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +59,23 @@ def statistics(
     kept_rows: int = 1024,
     budget: int = 2 << 30,
     seed: int = 0,
+    per_column: int | None = None,
 ) -> Iterator[tuple[Layer, Statistics]]:
     """Statistics of each layer, in passes of at most `budget` bytes of Gram matrices and rows.
 
     gram_rows, kept_rows : rows per layer in all; a layer that sees fewer has fewer
+    per_column : bound on the rows of the Gram matrix for each of its K columns
     Raises ValueError, naming the layer, for inputs with NaN or Inf.
     """
     for group in _passes(layers, kept_rows, budget):
-        yield from _one_pass(pipe, group, calibration, gram_rows, kept_rows, seed)
+        rows = {layer.path: (enough(layer, gram_rows, per_column), kept_rows) for layer in group}
+        yield from _one_pass(pipe, group, calibration, rows, seed)
+
+
+def enough(layer: Layer, rows: int, per_column: int | None) -> int:
+    """Rows of the Gram matrix of a layer: at most `rows`, and `per_column` for each of its columns."""
+    weight = layer.module.get_parameter("weight")
+    return rows if per_column is None else min(rows, per_column * (weight.numel() // weight.shape[0]))
 
 
 def as_matrix(weight: "Tensor") -> "Tensor":
@@ -97,14 +108,15 @@ def _passes(layers: Sequence[Layer], kept_rows: int, budget: int) -> Iterator[li
 
 
 def _one_pass(
-    pipe: "DiffusionPipeline", layers: list[Layer], calibration: Calibration, gram_rows: int, kept_rows: int, seed: int
+    pipe: "DiffusionPipeline",
+    layers: list[Layer],
+    calibration: Calibration,
+    rows: Mapping[str, tuple[int, int]],
+    seed: int,
 ) -> Iterator[tuple[Layer, Statistics]]:
     count = len(calibration.captions)
     calls = -(-count // BATCH) * calibration.steps
-    taps = {
-        layer.path: Tap(layer, -(-gram_rows // calls), -(-kept_rows // calls), seed + i)
-        for i, layer in enumerate(layers)
-    }
+    taps = {layer.path: Tap(layer, rows[layer.path], calls, seed + i) for i, layer in enumerate(layers)}
     handles = [layer.module.register_forward_pre_hook(taps[layer.path]) for layer in layers]
     try:
         for start in range(0, count, BATCH):
@@ -125,13 +137,18 @@ def _one_pass(
 
 
 class Tap:
-    """A forward-pre-hook that draws rows of a layer's input; `gram_rows` and `kept_rows` of each call."""
+    """A forward-pre-hook that draws rows of a layer's input: `rows` (for the Gram matrix, to keep) in all of `calls`.
 
-    def __init__(self, layer: Layer, gram_rows: int, kept_rows: int, seed: int) -> None:
+    waits : rows are counted when they are paired with those of another tap (`pair`), not before
+    """
+
+    def __init__(self, layer: Layer, rows: tuple[int, int], calls: int, seed: int, waits: bool = False) -> None:
         import torch
 
+        self.waits = waits
+
         self.layer = layer
-        self.gram_rows, self.kept_rows = gram_rows, kept_rows
+        self.gram_rows, self.kept_rows = (-(-count // calls) for count in rows)
         self.generator = torch.Generator().manual_seed(seed)
         self.gram: Any = 0.0
         self.pairs: list[list[Tensor]] = []  # (gram, cross), sums over even and over odd calls
@@ -148,8 +165,9 @@ class Tap:
         self.low = channels.amin(0).clamp(max=self.low)
         self.high = channels.amax(0).clamp(min=self.high)
         rows = draw(self.layer.module, x, self.gram_rows, self.generator)
-        self.gram = self.gram + rows.T @ rows
         self.count += len(rows)
+        if not self.waits:
+            self.gram = self.gram + rows.T @ rows
         self.rows.append(rows[: self.kept_rows].clone())  # a view would keep all of them
         self.latest = rows
 
@@ -157,6 +175,7 @@ class Tap:
         """Count the latest rows of this tap with those of `other`, which saw the same rows in full precision."""
         if self.latest is not None and other.latest is not None:
             new = [self.latest.T @ self.latest, self.latest.T @ other.latest]
+            self.gram = self.gram + new[0]
             half = self.paired % 2
             if half < len(self.pairs):
                 self.pairs[half] = [total + one for total, one in zip(self.pairs[half], new, strict=True)]

@@ -1,5 +1,8 @@
 """Layers quantized one after the other: stages, what is compensated, split concatenations, learned steps."""
 
+import threading
+from collections.abc import Callable
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -8,6 +11,7 @@ from tiny_pipelines import dit_pipeline, unet_pipeline
 from analysis.methods import Layer, _in_order
 from analysis.methods._prepare import compensated
 from analysis.runner import Calibration, calibrate, quantize, restore, sample, save
+from analysis.runner.lockstep import Lockstep, _Run
 from analysis.runner.quantize import plan
 from analysis.runner.samples import Call, collect, joined, replay, singles, take
 from analysis.scheme import scheme
@@ -59,7 +63,7 @@ def test_samples_are_calls_of_every_step_and_replaying_them_gives_the_same_outpu
     handle = denoiser.register_forward_hook(lambda _, args, kwargs, out: seen.append(out[0]), with_kwargs=True)
     calls = collect(pipe, calibration, 9)
     handle.remove()
-    assert [call.images for call in calls] == [3, 3, 3]
+    assert [(call.images, call.halves) for call in calls] == [(4, 2)] * 3  # both halves of two images a step
     again = collect(pipe, calibration, 9)
     for one, other, whole in zip(calls, again, seen, strict=True):
         with torch.no_grad():
@@ -145,6 +149,72 @@ def test_calibration_goes_on_where_it_was_killed(unet: DiffusionPipeline, tmp_pa
         calibrate(unet, CAPTIONS, steps=2, batch_size=1, resume=file)
 
 
+# -- lockstep ---------------------------------------------------------------------------------------------------------
+
+
+def test_calls_side_by_side_are_those_one_after_the_other(
+    pipe: DiffusionPipeline, name: str, calibration: Calibration
+) -> None:
+    denoiser = getattr(pipe, name)
+    calls = collect(pipe, calibration, 6)
+    paths = [list(calibration.ranges)[i] for i in (0, 5, 9)]
+    inputs: dict[str, list[torch.Tensor]] = {path: [] for path in paths}
+    outputs: dict[str, list[torch.Tensor]] = {path: [] for path in paths}
+
+    def keep(path: str) -> Callable[..., None]:
+        def see(_: object, args: tuple[torch.Tensor], kwargs: object, output: torch.Tensor) -> None:
+            inputs[path].append(args[0])
+            outputs[path].append(output)
+
+        return see
+
+    replay(denoiser, calls, {denoiser.get_submodule(path): keep(path) for path in paths}, None)
+    with Lockstep(denoiser, calls, paths) as run:
+        for path in paths:
+            for one, seen in zip(run.before(path), inputs[path], strict=True):
+                assert torch.equal(one.args[0], seen)
+                assert one.images == 2
+            assert all(torch.equal(a, b) for a, b in zip(run.after(path), outputs[path], strict=True))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in denoiser.modules())
+    assert not any(isinstance(thread, _Run) and thread.is_alive() for thread in threading.enumerate())
+
+
+def test_what_is_replaced_while_calls_wait_before_it_computes_what_goes_on() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    second, other, x = model[1], torch.nn.Linear(3, 3), torch.randn(2, 3)
+    with Lockstep(model, [Call(args=(x,), kwargs={}, images=2)], ["0", "1"]) as run:
+        assert torch.equal(run.before("0")[0].args[0], x)
+        model[0] = torch.nn.ReLU()
+        assert torch.equal(run.after("0")[0], x.relu())
+        assert torch.equal(run.before("1")[0].args[0], x.relu())
+        model[1] = other
+        assert torch.equal(run.after("1")[0], other(x.relu()))
+    assert not second._forward_hooks
+
+
+def test_calls_that_leave_a_module_out_or_fail_do_not_hang() -> None:
+    class Some(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Identity(), torch.nn.Identity()
+
+        def forward(self, x: torch.Tensor, skip: bool) -> torch.Tensor:
+            y: torch.Tensor = self.b(x if skip else self.a(x) * 2)
+            if skip is None:
+                raise OSError("broken")
+            return y
+
+    x = torch.ones(1, 1)
+    calls = [Call(args=(x, skip), kwargs={}, images=1) for skip in (False, True)]
+    with Lockstep(Some(), calls, ["a", "b"]) as run:
+        assert [len(run.before("a")), len(run.after("a"))] == [1, 1]
+        assert [float(call.args[0]) for call in run.before("b")] == [2.0, 1.0]
+    with Lockstep(Some(), [Call(args=(x, None), kwargs={}, images=1)], ["b"]) as run:
+        run.after("b") if run.before("b") else None
+        with pytest.raises(OSError, match="broken"):
+            run.before("none")
+
+
 # -- order ------------------------------------------------------------------------------------------------------------
 
 
@@ -157,7 +227,9 @@ def test_units_and_stages_follow_the_order_of_execution(unet: DiffusionPipeline)
     names = list(units)
     assert names.index("conv_in") < names.index("down_blocks.0.resnets.0") < names.index("conv_out")
     block = next(path for path in names if path.endswith("transformer_blocks.0"))
-    seen = _in_order.look(unet.unet, unet.unet, block, units[block], collect(unet, calibration, 2))
+    with Lockstep(unet.unet, collect(unet, calibration, 2), [block]) as run:
+        seen = _in_order._meet(unet.unet.get_submodule(block), block, units[block], run, run)
+    assert len(seen.calls) == len(seen.outputs) == 2
     stages = [[layer.path.removeprefix(f"{block}.") for layer in stage] for stage in seen.stages]
     assert ["attn1.to_q", "attn1.to_k", "attn1.to_v"] in stages
     assert ["attn2.to_k", "attn2.to_v"] in stages
