@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One layer to quantize: where it sits, the module in full precision, and what its rule asks for."""
+    """One layer to quantize: where it sits, the module in full precision, and what its rule asks for.
+
+    smoothed : whether its input comes divided by a smoothing factor already (`analysis.runner.folding`)
+    """
 
     path: str
     kind: str
@@ -39,6 +42,7 @@ class Layer:
     weight: "Quantizer"
     activation: "Quantizer | None"
     spec: "MatmulSpec | None" = None
+    smoothed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,7 @@ class Request:
     calibration : activation ranges, None if none was asked for
     options     : the method's own settings
     clocks      : filled by `clock`; the runner attaches them to the quantized denoiser
+    folded      : filled by `analysis.runner.folding`: layer path -> the module that its smoothing went into
     """
 
     pipe: "DiffusionPipeline"
@@ -57,6 +62,7 @@ class Request:
     calibration: "Calibration | None" = None
     options: Mapping[str, Any] = field(default_factory=dict)
     clocks: "dict[int, Clock]" = field(default_factory=dict)
+    folded: dict[str, str] = field(default_factory=dict)
 
     def build(self, layer: Layer, **better: Any) -> "QuantizedLayer":
         """The quantized layer of `layer`: nearest rounding and scales from ranges, except for what `better` says.
@@ -65,6 +71,7 @@ class Request:
 
         Raises ValueError, naming the layer, for bad weights, missing ranges and shapes that are not supported.
         """
+        from analysis.runner.quantize import engine_for
         from fpsim.nn.conv import QuantizedConv2d
         from fpsim.nn.linear import QuantizedLinear
 
@@ -78,6 +85,8 @@ class Request:
                 options["clock"] = self.clock(activation.steps)
                 if "input_range" not in options and options.get("input_scales") is None:
                     options["input_range"] = self.ranges(layer)
+            if layer.spec is not None and activation is not None:  # a search may have chosen other formats by now
+                options["spec"] = engine_for(layer.spec.engine, activation, options["weight"])
             return classes[layer.kind].from_float(layer.module, **options)
         except ValueError as error:
             raise ValueError(f"layer {layer.path}: {error}") from None

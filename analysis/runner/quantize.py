@@ -25,13 +25,17 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+    from fpsim.formats import Format
     from fpsim.nn.quantizer import Quantizer
     from fpsim.spec import MatmulSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerReport:
-    """What became of one layer. Zero fractions are exact zeros among the weights, before and after."""
+    """What became of one layer. Zero fractions are exact zeros among the weights, before and after.
+
+    smoothing : "folded into" a module before it, or "at run time"; None: there is none
+    """
 
     path: str
     kind: str
@@ -41,6 +45,7 @@ class LayerReport:
     weights: int
     zeros_before: float
     zeros_after: float
+    smoothing: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +118,7 @@ def quantize(
     report = QuantizationReport(
         scheme=chosen,
         method=method,
-        layers=tuple(_report(layer, replacements[layer.path]) for layer in layers),
+        layers=tuple(_report(layer, replacements[layer.path], request.folded.get(layer.path)) for layer in layers),
         skipped=skipped,
         unused_rules=unused,
     )
@@ -258,41 +263,71 @@ def _spec(path: str, rule: Rule, scheme: Scheme) -> "MatmulSpec | None":
 def engine_for(name: str, activation: "Quantizer", weight: "Quantizer") -> "MatmulSpec":
     """The engine `name` for two quantized operands.
 
-    Tried in turn: the two element formats as they are (with the block scales in the engine if it has them, else
-    outside); then one operand widened to the other's format, where that loses nothing (E2M1 weights on an E4M3 engine).
-    Raises ValueError naming what the engine takes.
+    Their element formats as they are (with the block scales in the engine if it has them, else outside), or widened
+    without loss to the narrowest operands that the engine has: E2M1 weights to E4M3, and E1M2 and E3M0 that a search
+    found too, 4-bit integers to 8. Raises ValueError naming what the engine takes, and engines that take these two.
     """
-    from fpsim.engines import engine
+    from fpsim._names import unknown
+    from fpsim.engines import ENGINES, engine
     from fpsim.formats import BlockFormat
-    from fpsim.nn.exact import holds
     from fpsim.nn.layer import element_format
 
     a, b = element_format(activation), element_format(weight)
-    pairs = [(a, b)]
-    if a != b:
-        pairs += [(wide, wide) for wide, narrow in ((a, b), (b, a)) if holds(wide, narrow)]
-    scales: list[dict[str, Any]] = [{}]
+    scales: list[tuple[str | None, int | None]] = [(None, None)]
     if isinstance(activation.row, BlockFormat) and activation.row == weight.row:
-        scales.insert(0, {"scale": activation.row.scale.name, "block": activation.row.block})
-    problem: ValueError | None = None
-    for left, right in pairs:
-        for extra in scales:
-            try:
-                return engine(name, left.name, right.name, **extra)
-            except ValueError as error:
-                problem = problem or error
-    raise ValueError(str(problem))
+        scales.insert(0, (activation.row.scale.name, activation.row.block))
+    if name not in ENGINES:
+        raise unknown("engine", name, ENGINES)
+    found = [(pair, scale) for scale in scales for pair in _operands(name, a, b, scale)]
+    if found:
+        (left, right), (own, block) = found[0]
+        return engine(name, left, right, scale=own, block=block)
+    others = [other for other in ENGINES if any(_operands(other, a, b, scale) for scale in scales)]
+    able = f"these do: {', '.join(others)}" if others else "none here does: leave exact arithmetic out"
+    raise ValueError(
+        f"engine {name!r} does not take a={a.name!r}, b={b.name!r}, nor has it operands of its kind that hold both "
+        f"(`fpsim show {name}` lists them); {able}, or choose formats that it takes ('+asymmetric' and searches over "
+        "splits bring others in)"
+    )
 
 
-def _report(layer: Layer, module: Any) -> LayerReport:
+def _operands(name: str, a: "Format", b: "Format", scale: tuple[str | None, int | None]) -> list[tuple[str, str]]:
+    """Operand pairs of an engine that hold `a` and `b`, themselves first, then narrow ones first.
+
+    Operands of more than 8 bits only where narrower ones share their accumulator: on a tensor core, widening FP8 to
+    16 bits is another instruction with another sum, which nobody asked for.
+    """
+    from fpsim.engines import ENGINES
+    from fpsim.formats import scalar_format
+    from fpsim.nn.exact import holds
+
+    found = []
+    for row in ENGINES[name].rows:
+        if (row.scale, row.block) != scale or row.k is not None:
+            continue
+        narrow = any(scalar_format(one).bits <= 8 for one in row.a)
+        for names in row.pairs():
+            left, right = (scalar_format(one) for one in names)
+            same = (left, right) == (a, b)
+            if holds(left, a) and holds(right, b) and (same or narrow or max(left.bits, right.bits) <= 8):
+                found.append((not same, left.bits + right.bits, len(found), names))
+    return [names for *_, names in sorted(found)]
+
+
+def _report(layer: Layer, module: Any, folded: str | None) -> LayerReport:
+    from fpsim.nn.transforms import Smooth
+
     values: Tensor = layer.module.get_parameter("weight")
+    one = getattr(module, "halves", [module])[0]  # which may have got another split than the scheme asked for
+    multiplied = any(isinstance(part, Smooth) for part in module.modules())
     return LayerReport(
         path=layer.path,
         kind=layer.kind,
-        weight=str(layer.weight),
-        activation=None if layer.activation is None else str(layer.activation),
+        weight=str(getattr(one, "weight_quantizer", layer.weight)),
+        activation=None if layer.activation is None else str(getattr(one, "activation_quantizer", layer.activation)),
         engine=None if layer.spec is None else layer.spec.engine,
         weights=values.numel(),
         zeros_before=float((values == 0).float().mean()),
         zeros_after=float((module.weight == 0).float().mean()),
+        smoothing="at run time" if multiplied else None if folded is None else f"folded into {folded}",
     )

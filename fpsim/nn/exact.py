@@ -11,8 +11,9 @@ K runs (tap, input channel), a tap being one position of a convolution's kernel 
 one tap. Convolutions without scales along K go through `fpsim.conv2d` instead (see `conv.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ from fpsim.nn.layer import element_format
 from fpsim.nn.quantizer import Quantizer
 from fpsim.nn.scaling import Scales
 from fpsim.spec import MatmulSpec
+
+#: Operands of more than 8 bits that narrower ones can be widened to: 16 bits as bit patterns, float32 as itself.
+_WIDE: Mapping[str, torch.dtype] = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,17 +184,18 @@ def _accepted(operand: Operand, wanted: Format, role: str) -> Operand:
     return replace(operand, codes=recode(operand.codes, operand.format, wanted, role), format=wanted)
 
 
+@cache
 def holds(wide: Format, narrow: Format) -> bool:
     """Whether every value of `narrow` is a value of `wide` (a kernel can widen the operand without rounding)."""
-    if wide.bits > 8 or narrow.bits > 8:
-        return wide == narrow
-    if (wide.kind == "int") != (narrow.kind == "int"):
+    if wide == narrow:
+        return True
+    if narrow.bits > 8 or (wide.bits > 8 and wide.name not in _WIDE) or (wide.kind == "int") != (narrow.kind == "int"):
         return False
     dtype = torch.int8 if narrow.kind == "int" and narrow.signed else torch.uint8
     low = -(1 << (narrow.bits - 1)) if dtype == torch.int8 else 0
     codes = torch.arange(low, low + (1 << narrow.bits)).to(dtype)
     values = functional.decode(codes, narrow)
-    values = values[~torch.isnan(values)]
+    values = values[values.isfinite()]
     return bool((functional.quantize(values, wide) == values).all())
 
 
@@ -198,4 +203,8 @@ def recode(codes: Tensor, have: Format, want: Format, role: str = "operand") -> 
     """`codes` of one format as codes of another that holds all its values. ValueError if it does not."""
     if not holds(want, have):
         raise ValueError(f"the engine takes {want.name} for the {role}, which does not hold every value of {have.name}")
-    return functional.encode(functional.decode(codes, have), want)
+    values = functional.decode(codes, have)
+    if want.name not in _WIDE:
+        return functional.encode(values, want)
+    made = values.to(_WIDE[want.name])
+    return made if want.name == "f32" else made.view(torch.int16)
