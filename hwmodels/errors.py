@@ -193,6 +193,6 @@ def report(parameters: gpu.Parameters, unseen: Iterable[Error] = ()) -> str:
     ]
     left_out = list(unseen)
     if left_out:
-        sections += ["\n## Products of a device the fit never saw\n", table(left_out)]
+        sections += ["\n## Products of a device, a stack or a format the fit never saw\n", table(left_out)]
     sections += ["\n## Other kernels another project measured\n", table(other_errors(parameters))]
     return "\n".join(sections) + "\n"

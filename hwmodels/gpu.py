@@ -5,18 +5,24 @@ A closed form, vectorised over kernels and over the tile shapes a library would 
 1. The output is cut into tiles of (tm, tn); k may be cut into s parts.  ceil(m/tm) * ceil(n/tn) * s tiles run on the
    SMs in waves.  The last, partly filled wave is not worth a full one: it costs `tail` plus its share.
 2. One SM needs, per tile, the larger of its multiply-accumulates at `efficiency` of the tensor cores' rate and of the
-   operand loads at `load_bytes` per clock; plus `prologue` cycles to fill and drain, plus the write of the tile.
-3. All SMs together read operands through L2 (`l2_bytes` per clock and SM; clusters share loads on Hopper and later) ...
-4. ... and what L2 does not hold comes from memory at `hbm` of its bandwidth: weights always (they are cold), operands
+   operand loads at `load_bytes` per clock, in steps of 128 bytes of k; plus `prologue` cycles to fill and drain, plus
+   the write of the tile.  Where tensor memory holds one result while the next is computed, only the first tile waits.
+3. Nothing overlaps with the start: until the first `fill_window` bytes of a tile have come from cold memory, at
+   `fill_bytes` per clock, no SM computes, and the last tile's write comes when all else is done.
+4. All SMs together read operands through L2 (`l2_bytes` per clock and SM; clusters share loads on Hopper and later) ...
+5. ... and what L2 does not hold comes from memory at `hbm` of its bandwidth: weights always (they are cold), operands
    again for every group of tiles that runs at once once they outgrow `l2_share` of the cache.
-5. The three overlap, imperfectly: time = (compute^4 + l2^4 + memory^4)^(1/4) + `fixed`; split-K adds its reduction.
-6. The tile and split with the least time is taken, as an autotuned library would.
+6. The three overlap, imperfectly: time = `fixed` + start + (compute^4 + l2^4 + memory^4)^(1/4); split-K writes and
+   reads its partial sums on top, `split_fixed` later.
+7. The tile and split with the least time is taken, as an autotuned library would (`gpu_tiles.py` has the catalogues).
 
-The sustained clock lies between base and boost, boost * (base/boost)^`throttle`: both are published facts of a device,
-the exponent is one number for all.  Other kernels: `gpu_attention.py`, `gpu_pointwise.py` and `passes.py`.
+The clock under load is a fact of a device: boost * (base/boost)^`throttle` where a base clock is published, with one
+exponent for all; where none is but somebody published the best rate of a search over products, the clock of that rate.
+Other kernels: `gpu_attention.py`, `gpu_pointwise.py` and `passes.py`.
 
-What is left out: library heuristics that choose badly (the largest errors on measured data are shapes one row above a
-multiple of a tile), temperature, other work on the device.  `calibrate.py` fits the numbers and states the errors.
+What is left out: library heuristics that choose badly (the largest errors on measured data: one row above a multiple of
+a tile, single rows, long k with few tiles), temperature, other work on the device.  `calibrate.py` fits the numbers and
+states the errors.
 """
 
 from __future__ import annotations
@@ -29,38 +35,29 @@ from typing import Any
 import numpy as np
 
 from .device import ComputeRate, Device
+from .gpu_tiles import DEFAULT_ENGINE, ENGINES, SPLITS, TILES, WIDE_TILE, Columns
 from .parameters import Parameters as Parameters
 from .parameters import load as load
 from .roofline import Floats, Times
 
-#: tiles libraries ship, (rows, columns), and the ways they cut k
-TILES = (
-    *((256, 128), (128, 256), (256, 256), (192, 128), (128, 192), (128, 128)),
-    *((192, 192), (192, 160), (128, 160), (160, 128)),
-    *((256, 64), (64, 256), (128, 64), (64, 128), (64, 64)),
-    *((32, 128), (16, 128), (32, 64), (16, 64), (8, 64)),
-)
-SPLITS = (1, 2, 4, 8)
-#: those of them that convolution libraries ship, what a partly filled last wave of theirs costs (they do not split what
-#: is left over), and their prologue beside a product's (they compute where every row of a tile comes from)
-IMPLICIT_TILES = ((256, 128), (128, 256), (128, 128), (256, 64), (128, 64), (64, 64))
+#: what a partly filled last wave of a convolution costs (its libraries do not split what is left over), and its
+#: prologue beside a product's (it computes where every row of a tile comes from)
 IMPLICIT_TAIL = 1.0
 IMPLICIT_PROLOGUE = 3.0
-_TM, _TN, _SPLIT = (
-    np.array(c, dtype=np.float64) for c in zip(*((m, n, s) for m, n in TILES for s in SPLITS), strict=True)
-)
 
-K_STEP = 64
-CHUNK = 1024  # kernels at a time: their candidates stay in the host's cache
+K_BYTES = 128.0  #: of one row of an operand that a step of the pipeline loads
+CHUNK = 512  # kernels at a time: their candidates stay in the host's cache
 CLUSTER = 2.0  #: SMs that share one operand's loads, on Hopper and later
+IMPLICIT = 9  # position of the flag among the columns of `_gemm`
+LEAST_SPLIT = 512.0  #: shorter k is not split
+PARTIAL = 8.0  #: bytes that one float32 partial sum moves, written and read
 
-_IMPLICIT = np.array([(m, n) in IMPLICIT_TILES for m, n in TILES for _ in SPLITS])
-
-#: how a generation feeds its tensor cores: registers, shared memory (asynchronously), tensor memory
-ENGINES: Mapping[str, str] = MappingProxyType({"hopper": "wgmma", "blackwell": "tcgen05"})
-DEFAULT_ENGINE = "mma"
+#: whose prologue a block has that does not hide it behind the block before
+PROLOGUES: Mapping[str, str] = MappingProxyType({"mma": "mma", "wgmma": "wgmma", "tcgen05": "wgmma"})
 #: base / boost assumed where no base clock is published: the SXM modules that publish one lie at 0.87 to 0.90
 DEFAULT_RATIO = 0.9
+#: what the best products reach of the rate at the clock they run at (the fitted efficiencies of mma and wgmma)
+BEST_EFFICIENCY = 0.9
 DEFAULT_CLOCK = 1.8e9  # assumed where no clock is published at all; it only scales the cycles of prologues and L2
 
 
@@ -88,19 +85,29 @@ def machine(device: Device, parameters: Parameters) -> Machine:
     if device.kind != "gpu" or device.vendor != "nvidia" or device.units is None or l2 is None or l2.capacity is None:
         raise NotModelled(f"{device.name}: the GPU model needs an NVIDIA GPU with its number of SMs and its L2 size")
     clocks = {name: float(value) for name, value in device.clocks.items()}
+    best = clocks.pop("best", None)
     boost = clocks.get("tensor") or clocks.get("boost") or max(clocks.values(), default=DEFAULT_CLOCK)
-    ratio = clocks["base"] / boost if "base" in clocks else DEFAULT_RATIO
+    if best is not None and "base" not in clocks:
+        clock = best / BEST_EFFICIENCY
+    else:
+        clock = boost * (clocks["base"] / boost if "base" in clocks else DEFAULT_RATIO) ** parameters.throttle
     vector = device.rates.get(("f32", "f32", "f32"))
     return Machine(
         name=device.name,
         units=float(device.units),
-        clock=boost * ratio**parameters.throttle,
+        clock=clock,
         boost=boost,
         engine=ENGINES.get(device.architecture, DEFAULT_ENGINE),
         bandwidth=device.bandwidth,
         l2=l2.capacity.value,
         vector=vector.peak.value if vector else 0.0,
     )
+
+
+def start(mach: Machine, p: Parameters, size: Any) -> Floats:
+    """Seconds until a block with operands of `size` bytes computes: its prologue, and the first of them from memory."""
+    cycles = getattr(p, f"prologue_{PROLOGUES[mach.engine]}") + np.minimum(size, p.fill_window) / p.fill_bytes
+    return np.asarray(cycles / mach.clock, dtype=np.float64)
 
 
 def per_clock(rate: ComputeRate, mach: Machine) -> float:
@@ -157,49 +164,75 @@ def gemm(
 
 
 def _gemm(given: Sequence[Floats], warm: bool, mach: Machine, p: Parameters) -> Times:
-    """`gemm` on columns of shape (kernels, 1), candidates along the second axis."""
-    m, n, k, batch, rate, read, weight, write, shared, implicit, once = given
-    f = mach.clock
-    efficiency = getattr(p, f"efficiency_{mach.engine}")
-    rows, columns = np.ceil(m / _TM), np.ceil(n / _TN)
-    tiles = rows * columns * _SPLIT * batch
-    whole, part = np.divmod(tiles / mach.units, 1.0)
-    tail = np.maximum(p.tail, implicit * IMPLICIT_TAIL)
-    waves = np.maximum(whole + np.where(part > 0, tail + (1 - tail) * part, 0.0), 1.0)
-    depth = np.ceil(k / _SPLIT / K_STEP) * K_STEP
-    # on tcgen05 two SMs share one operand, and tensor memory holds the result of one tile while the next is computed
-    paired = 2.0 if mach.engine == "tcgen05" else 1.0
-    tile = np.maximum(
-        2 * _TM * _TN * depth / (rate * efficiency), (_TM * read + _TN * weight / paired) * depth / p.load_bytes
-    )
-    store = _TM * _TN * write / p.store_bytes
-    exposed = store if paired == 1.0 else store / waves
-    prologue = getattr(p, f"prologue_{mach.engine}") * (1 + (IMPLICIT_PROLOGUE - 1) * implicit)
-    tile = tile + prologue + exposed
-    compute = waves * tile / f
+    """`gemm` on columns of shape (kernels, 1): convolutions and products by their catalogues, then the splits of k."""
+    implicit = given[IMPLICIT][:, 0] > 0
+    m, n, k, batch = (column[:, 0] for column in given[:4])
+    wide = np.ceil(m / WIDE_TILE[0]) * np.ceil(n / WIDE_TILE[1]) * batch
+    few = (wide <= mach.units) & (k >= LEAST_SPLIT)
+    parts: list[tuple[Any, Times]] = []
+    for catalogue, chosen in ((mach.engine, ~implicit), ("implicit", implicit)):
+        for where, splits in ((np.flatnonzero(chosen & ~few), ()), (np.flatnonzero(chosen & few), SPLITS)):
+            if len(where):
+                rows = [column[where] for column in given]
+                found = _candidates(rows, TILES[catalogue], 1.0, warm, mach, p)
+                for split in splits:
+                    found = _faster(found, _candidates(rows, TILES[catalogue], float(split), warm, mach, p))
+                parts.append((where, found))
+    return parts[0][1] if len(parts) == 1 else join(parts, len(m))
 
-    fan = 1.0 if mach.engine == "mma" else CLUSTER
-    loads = np.minimum(
-        _TM * read / np.minimum(columns, fan) + _TN * weight, _TM * read + _TN * weight / np.minimum(rows, fan)
+
+def _faster(one: Times, other: Times) -> Times:
+    better = other.total < one.total
+    return Times(
+        **{item.name: np.where(better, getattr(other, item.name), getattr(one, item.name)) for item in fields(Times)}
+    )
+
+
+def _candidates(
+    given: Sequence[Floats], tiles: Columns, split: float, warm: bool, mach: Machine, p: Parameters
+) -> Times:
+    """The fastest of some tiles for each kernel, k cut into `split` parts; tiles along the second axis."""
+    m, n, k, batch, rate, read, weight, write, shared, implicit, once = given
+    tm, tn = tiles
+    f, engine = mach.clock, mach.engine
+    buffered = engine == "tcgen05"
+    rows, columns = np.ceil(m / tm), np.ceil(n / tn)
+    if buffered:  # tiles come in pairs, one above the other
+        rows = np.where(rows > 1, 2 * np.ceil(rows / 2), rows)
+    number = rows * columns * (split * batch)
+    waves = number / mach.units
+    whole = np.floor(waves)
+    tail = np.maximum(p.tail, implicit * IMPLICIT_TAIL)
+    waves = np.maximum(whole + np.where(waves > whole, tail + (1 - tail) * (waves - whole), 0.0), 1.0)
+    depth = np.ceil(k * read / (split * K_BYTES)) * (K_BYTES / read)
+    loads = tm * read + tn * (weight / 2 if buffered else weight)
+    tile = np.maximum(tm * tn * (2 / (rate * getattr(p, f"efficiency_{engine}"))), loads / p.load_bytes) * depth
+    store = tm * tn * (write / p.store_bytes)
+    if not buffered:
+        edge = getattr(p, f"prologue_{engine}") * (1 + (IMPLICIT_PROLOGUE - 1) * implicit) + store
+        start, compute = edge, waves * (tile + edge) - edge
+    else:
+        start, compute = store, waves * tile
+    start = (start + np.minimum((tm * read + tn * weight) * depth, p.fill_window) / p.fill_bytes) / f
+    compute = compute / f
+
+    fan = 1.0 if engine == "mma" else CLUSTER
+    traffic = np.minimum(
+        tm * read / np.minimum(columns, fan) + tn * weight, tm * read + tn * weight / np.minimum(rows, fan)
     )
     l2_rate = mach.units * p.l2_bytes * f
-    l2 = (tiles * loads * depth + batch * m * n * write) / l2_rate
+    l2 = (number * traffic * depth + batch * m * n * write) / l2_rate
 
-    memory = _memory(m, n, k, batch, read, weight, write, shared, rows, columns, once, warm, mach, p)
-    reduce = np.where(_SPLIT > 1, p.split_traffic * _SPLIT * batch * m * n * 8 / l2_rate + p.split_fixed, 0.0)
-    total = p.fixed + together(compute, l2, memory) + reduce
-    total = np.where((implicit > 0) & ~_IMPLICIT, np.inf, total)
+    memory = _memory(m, n, k, batch, read, weight, write, shared, rows, columns, once, warm, mach, p, tiles)
+    total = start + together(compute, l2, memory)
+    total += p.fixed if split == 1 else p.fixed + p.split_fixed + split * batch * m * n * (PARTIAL / l2_rate)
     best = total.argmin(axis=1)[:, None]
 
     def take(term: Floats) -> Floats:
         return np.take_along_axis(np.broadcast_to(term, total.shape), best, axis=1)[:, 0]
 
     return Times(
-        total=take(total),
-        compute=take(compute),
-        memory=take(memory),
-        launch=np.full(len(m), p.fixed),
-        l2=take(l2),
+        total=take(total), compute=take(compute), memory=take(memory), launch=p.fixed + take(start), l2=take(l2)
     )
 
 
@@ -218,15 +251,17 @@ def _memory(
     warm: bool,
     mach: Machine,
     p: Parameters,
+    tiles: Columns,
 ) -> Floats:
     """Seconds of main memory traffic: operands once, again per group of concurrent tiles when they outgrow L2."""
     a, once = batch * m * k * read, once * read
     b, c = batch * n * k * weight, batch * m * n * write
     room = p.l2_share * mach.l2
-    down = np.minimum(np.sqrt(mach.units * _TN / _TM), rows)
+    tm, tn = tiles
+    down = np.minimum(np.sqrt(mach.units * tn / tm), rows)
     across = np.minimum(mach.units / down, columns)
     groups = np.ceil(rows / down) * np.ceil(columns / across)
-    grouped = batch * groups * (down * _TM * read + across * _TN * weight) * k * (once / a)
+    grouped = batch * groups * (down * tm * read + across * tn * weight) * k * (once / a)
     operands = once + b
     missing = np.clip(1 - room / operands, 0.0, 1.0)
     traffic = operands + np.maximum(grouped - operands, 0.0) * missing

@@ -1,8 +1,9 @@
 """Seconds of fused attention: two products of padded heads beside the exponentials, which overlap on Hopper and later.
 
 A block of 128 queries of one head runs over all keys: 4 * 128 * keys * head_dim operations on the tensor cores, one
-exponential per score on the special-function units, `BLOCK_STEPS` dependent accesses to start and to leave.  Blocks run
-in waves as in `gpu.py`.  What is padded depends on whose kernel it is (`Attention.library`):
+exponential per score on the special-function units, `BLOCK_STEPS` dependent accesses to start and to leave; the first
+waits as a product's does (`gpu.start`).  Blocks run in waves as in `gpu.py`.  What is padded depends on whose kernel it
+is (`Attention.library`):
 
 best   heads to the next of 32, 64, 96, 128, ...; keys to 64 (FlashAttention-3 and what inference libraries ship)
 torch  on Hopper, the kernel scaled_dot_product_attention picks: heads to 64, 128, 256; keys to 128; a mask is added
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .gpu import Machine, together
+from .gpu import Machine, start, together
 from .parameters import Parameters
 from .passes import PACE
 from .roofline import Floats, Times
@@ -73,7 +74,7 @@ def attention(
     block = (matrix**q + softmax**q) ** (1 / q) + masked + BLOCK_STEPS * p.latency
     compute = waves * block / mach.clock
     memory = size / (mach.bandwidth * p.hbm)
-    launch = p.fixed * np.where(own, LAUNCHES, 1)
+    launch = p.fixed * np.where(own, LAUNCHES, 1) + start(mach, p, 2 * padded * (QUERIES + 2 * keys))
     return Times(
         total=launch + together(compute, memory),
         compute=compute,

@@ -87,7 +87,10 @@ def _fit(rows: Sequence[Row], device: Device, begin: gpu.Parameters, names: Sequ
         return float(np.abs(np.log(modelled(rows, device, at(x)) / measured)).mean()) + 1e-4 * float(x @ x)
 
     options = {"maxiter": 60 * len(names), "xatol": 1e-3, "fatol": 1e-5}
-    return at(minimize(loss, np.zeros(len(names)), method="Nelder-Mead", options=options).x)
+    x = np.zeros(len(names))
+    for _ in range(2):  # a simplex can collapse on the kinks of a sum of magnitudes; a new one gets off them
+        x = minimize(loss, x, method="Nelder-Mead", options=options).x
+    return at(x)
 
 
 def table(rows: Sequence[Row], device: Device, parameters: gpu.Parameters) -> list[Error]:

@@ -12,9 +12,10 @@ from pathlib import Path
 class Parameters:
     """The global parameters, one set for all devices (values: fitted by `calibrate.py` on hwmodels/measurements).
 
-    Times in seconds, prologues and latency in SM cycles, loads in bytes and rates in elements per clock and SM, the
-    rest are fractions.  Efficiencies are relative to the rate at the sustained clock; attention's may exceed 1, since
-    it draws less power than a product.  mma, wgmma, tcgen05: how a generation feeds its tensor cores (`gpu.ENGINES`).
+    Times in seconds, prologues and latency in SM cycles, the fill window in bytes, loads in bytes and rates in elements
+    per clock and SM, the rest are fractions.  Efficiencies are relative to the rate at the sustained clock; attention's
+    may exceed 1, since it draws less power than a product.  mma, wgmma, tcgen05: how a generation feeds its tensor
+    cores (`gpu_tiles.ENGINES`).
     """
 
     fixed: float
@@ -23,14 +24,14 @@ class Parameters:
     efficiency_tcgen05: float
     prologue_mma: float
     prologue_wgmma: float
-    prologue_tcgen05: float
+    fill_window: float
+    fill_bytes: float
     store_bytes: float
     load_bytes: float
     l2_bytes: float
     l2_share: float
     hbm: float
     tail: float
-    split_traffic: float
     split_fixed: float
     throttle: float
     pointwise_fixed: float
