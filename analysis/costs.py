@@ -136,11 +136,11 @@ def _pieces(estimate: Estimate, layers: Sequence[str], amounts: Sequence[Values]
 
 
 def _latency(estimate: Estimate, scheme: Scheme, layers: Sequence[str], device: Device, node: str | None) -> Pieces:
-    from hwmodels.pricing import HOST_LAUNCH, launches
+    from hwmodels.pricing import host_time
 
     amounts = [estimate.breakdown.times.total]
     if estimate.mode == "eager" and estimate.model == "gpu":
-        amounts.append(HOST_LAUNCH * launches(estimate.breakdown.program.distinct, "eager"))
+        amounts.append(host_time(estimate.breakdown.program.distinct))
     return _pieces(estimate, layers, amounts)
 
 

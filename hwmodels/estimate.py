@@ -36,8 +36,8 @@ from .pricing import (
     Executions,
     executions_of,
     find_machine,
+    host_time,
     isolated,
-    launches,
     parameters_of,
     price_gpu,
     price_roofline,
@@ -285,7 +285,7 @@ def estimate(
     runs = [round(n) for n in count.tolist()]
     ideal = sum(2.0 * k.macs * n / e.rate.peak.value for k, e, n in zip(kernels, executions, runs, strict=True) if e)
     seconds, launch = float(total.sum()), float(times.launch @ count)
-    host = HOST_LAUNCH * float(launches(kernels, mode) @ count) if whole and mode == "eager" and mach else 0.0
+    host = float(host_time(kernels) @ count) if whole and mode == "eager" and mach else 0.0
     limited = host > seconds
     if limited:
         launch, seconds = launch + host - seconds, host

@@ -8,10 +8,12 @@ prices them and every table shows them.
 * dynamic, per tensor: a max-abs reduction, then the cast;
 * dynamic, per token or group: the maximum is found in the pass that casts.
 
-`mode="compiled"` merges pointwise work as a compiler does: a run of consecutive pointwise operations over the same
-number of elements becomes one kernel, which reads the first operand and whatever else its members bring in, and writes
-the last result.  A maximum over a whole tensor ends its run.  The rule follows execution order, not data flow: an
-intermediate result that is needed again later is not written, so it errs on the fast side.
+`mode="compiled"` merges pointwise work as a compiler does: a run of consecutive operations whose elements are computed
+from one another becomes one kernel, which reads the first operand and whatever else its members bring in, and writes
+the last result.  An operand that is broadcast is computed where it is used, so the numbers of elements may differ by a
+whole factor.  A maximum over a whole tensor ends its run, and so does a move, which is index arithmetic in the kernel
+that writes its result.  What attention writes is laid out as its reader wants it.  The rule follows execution order,
+not data flow: an intermediate result that is needed again later is not written, so it errs on the fast side.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import numpy.typing as npt
 from fpsim.formats import BlockFormat
 from fpsim.formats import format as format_row
 
-from .ops import Conv, Gemm, Op, Quantize, Reduction
+from .ops import Attention, Conv, Gemm, Move, Norm, Op, Quantize, Reduction
 from .precision import Precision, PrecisionMap, Shorthand
 from .workload import Workload
 
@@ -94,6 +96,8 @@ def _kernel(op: Op, precision: Precision) -> Kernel:
 def _extent(op: Op) -> int:
     """Elements of the operand a pointwise operation runs over."""
     t = op.traffic
+    if isinstance(op, Move):
+        return t.writes
     return min(t.reads, t.writes) if not isinstance(op, Reduction) else t.reads
 
 
@@ -103,16 +107,30 @@ def _merge(run: list[tuple[Op, Precision]]) -> Kernel:
     size = first.bytes(precision) - _written(first, precision)
     for op, own in run[1:]:
         _, read, _ = own.widths(op)
-        size += max(op.traffic.reads - extent, 0) * read / 8 + 2 * op.traffic.wide
+        kept = extent if _extent(op) >= extent else 0  # of what it reads, the run has just computed
+        size += max(op.traffic.reads - kept, 0) * read / 8 + 2 * op.traffic.wide
+        extent = max(extent, _extent(op))
     size += _written(*run[-1])
     return Kernel(
-        op=first,
+        op=_main([op for op, _ in run]),
         precision=precision,
         macs=0,
         flops=sum(op.flops for op, _ in run),
         bytes=size,
         members=len(run),
     )
+
+
+def _main(ops: Sequence[Op]) -> Op:
+    """The operation a merged kernel is named and shaped after: its normalisation, or the first of the largest."""
+    return next((op for op in ops if isinstance(op, Norm)), max(ops, key=_extent))
+
+
+def _joins(run: Sequence[tuple[Op, Precision]], op: Op) -> bool:
+    if not run or not op.FUSABLE or op.count != run[0][0].count:
+        return False
+    small, large = sorted((max(_extent(member) for member, _ in run), _extent(op)))
+    return small > 0 and large % small == 0
 
 
 def _written(op: Op, precision: Precision) -> float:
@@ -122,14 +140,17 @@ def _written(op: Op, precision: Precision) -> float:
 def fused(pairs: Iterable[tuple[Op, Precision]]) -> Iterator[Kernel]:
     """Kernels of `mode="compiled"`."""
     run: list[tuple[Op, Precision]] = []
+    before: Op | None = None
     for op, precision in pairs:
-        joins = bool(run) and op.FUSABLE and op.count == run[0][0].count and _extent(op) == _extent(run[0][0])
-        if run and not joins:
+        before, last = op, before
+        if isinstance(op, Move) and op.function == "clone" and isinstance(last, Attention):
+            continue
+        if run and not _joins(run, op):
             yield _merge(run)
             run = []
         if op.FUSABLE:
             run.append((op, precision))
-            if isinstance(op, Reduction):
+            if isinstance(op, Reduction | Move):
                 yield _merge(run)
                 run = []
         else:

@@ -372,6 +372,7 @@ class Move(Op):
     reads: int = 0
     function: str = "copy"
     layout: str = ""
+    FUSABLE: ClassVar[bool] = True
 
     def _check(self) -> None:
         choose("layout", self.layout, LAYOUTS)

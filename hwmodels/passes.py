@@ -95,9 +95,11 @@ def passes(kernel: Kernel, compiled: bool = False) -> Passes:
     """The passes of a kernel that is no product.  A compiler's kernels, merged or not, are one launch each."""
     make = _PASSES.get(type(kernel.op))
     found = make(kernel.op) if make else Passes()
-    if not compiled or found.maximum or isinstance(kernel.op, Move):
+    if not compiled or found.maximum or (isinstance(kernel.op, Move) and kernel.members == 1):
         return found
-    # it indexes at full width and reduces a group with many blocks
+    # it indexes at full width and reduces a group with many blocks: one kernel for its moments, one that reads it again
+    if isinstance(kernel.op, Norm) and kernel.op.variant == "group":
+        return Passes(launches=2, math=found.math, more=2.0 * kernel.op.rows * kernel.op.columns)
     row = found.row_blocks == ROW_BLOCKS and found.steps > 0
     return Passes(
         math=found.math, rows=found.rows if row else 0.0, steps=found.steps if row else 0.0, row_blocks=ROW_BLOCKS
@@ -107,12 +109,13 @@ def passes(kernel: Kernel, compiled: bool = False) -> Passes:
 def around(op: Conv, compiled: bool) -> Passes | None:
     """What is launched around a convolution: copies to and from channels-last, and its bias; None where nothing is.
 
-    A filter of one element is a product whatever the layout.  A compiler keeps everything channels-last and adds the
-    bias in the next pointwise kernel.
+    A filter of one element is a product whatever the layout.  A compiler keeps images channels-last and adds the bias
+    in the next pointwise kernel; filters, which are inputs to it, are copied on every call.
     """
-    if compiled:
-        return None
     t = op.traffic
+    if compiled:
+        copied = op.layout == "channels_first" and max(op.kernels) > 1
+        return Passes(more=4.0 * t.weights) if copied else None
     launches, scalar, more = 0, 0.0, 0.0
     if op.layout == "channels_first" and max(op.kernels) > 1:
         launches += 3

@@ -105,7 +105,10 @@ def test_a_convolution_costs_its_product_and_what_is_launched_around_it():
     assert copied.time_s > biased.time_s > alone
     both = replace(conv, layout="channels_first", bias=True)
     work = Workload(name="one", ops=(both,))
-    assert estimate(work, "bf16", "h200-sxm", mode="compiled").time_s == pytest.approx(alone, rel=0.02)
+    # a compiler leaves images channels-last and merges the bias; filters are its inputs, and copied on every call
+    compiled = estimate(work, "bf16", "h200-sxm", mode="compiled").time_s
+    assert alone < compiled < 1.1 * alone
+    assert compiled < 0.8 * estimate(work, "bf16", "h200-sxm").time_s
     point = replace(conv, kernel=1, padding=0)  # a product in either layout
     assert estimate(replace(point, layout="channels_first"), "bf16", "h200-sxm").time_s == pytest.approx(
         estimate(point, "bf16", "h200-sxm").time_s
