@@ -43,16 +43,15 @@ def rows() -> list[Row]:
         out += _macs(pairs, KULISCH, f"fixed{bits}", bits)
     out += _macs("e2m1 e2m3 e3m2 e4m3 e5m2 f16", SequentialFma("f16"), "f16")
     out += _macs("e2m1 e2m3 e3m2 e4m3 e5m2 e4m3xe2m1 bf16 f16 tf32 f32", SequentialFma("f32"), "f32")
-    for name, a, result in ENGINES:
-        out.append(Row(label=f"{name} {a} into {result}", spec=engine(name, a, out=result)))
+    for name, a, scale, block in ENGINES:
+        out.append(Row(label=f"{name} {a}", spec=engine(name, a, scale=scale, block=block)))
     return out
 
 
-#: steps of matrix instructions: engine, operands, result
+#: steps of matrix instructions into float32: engine, operands, block scales
 ENGINES = (
-    ("volta/mma", "f16", "f32"),
-    ("ampere/mma", "f16", "f32"),
-    ("hopper/wgmma", "f16", "f32"),
-    ("hopper/wgmma", "e4m3", "f32"),
-    ("blackwell/tcgen05", "e2m1", "f32"),
+    ("volta/mma", "f16", None, None),
+    ("ampere/mma", "f16", None, None),
+    ("hopper/wgmma", "e4m3", None, None),
+    ("rtx-blackwell/mma-mxf4nvf4", "e2m1", "ue4m3", 16),
 )

@@ -47,27 +47,34 @@ def fused_dot(design: Design, name: str, a: Format, b: Format, kind: FusedDot, s
     if kind.fraction_bits is None:
         total, exponent = _exact_sum(out, terms)
     else:
-        total, exponent = _aligned_sum(out, terms, kind.fraction_bits, kind.zero_exponent)
-    width = total[1] - 1  # as many terms as there are never make the most negative number
+        present = [f"(|{term.significand})" for term in terms]
+        total, exponent = aligned_sum(out, terms, present, kind.fraction_bits, kind.zero_exponent)
+    rounded_total(design, out, total, exponent, row, kind.rounding)
+    out.output("y", held.bits)
+    out.assign("y", with_specials(out, "rounded", terms, step_specials(row), held))
+    return design.add(out)
+
+
+def rounded_total(
+    design: Design, out: Module, total: tuple[str, int], exponent: Exponent, row: Format, rounding: str
+) -> None:
+    """Wire `rounded`: the code of a two's complement total, rounded once."""
+    held, width = container(row), total[1] - 1  # as many terms as there are never make the most negative number
     magnitude(out, *total, width)
-    specials = step_specials(row)
-    module = rounder(design, row, kind.rounding, width, exponent, specials, positive_zero=True)
+    module = rounder(design, row, rounding, width, exponent, step_specials(row), positive_zero=True)
     out.wire("rounded", held.bits)
     out.instance(
         module.name,
         "round_sum",
         {"sign": "negative", "magnitude": "magnitude", "exponent": exponent.wire, "code": "rounded"},
     )
-    out.output("y", held.bits)
-    out.assign("y", with_specials(out, "rounded", terms, specials, held))
-    return design.add(out)
 
 
-def magnitude(out: Module, total: str, width: int, kept: int) -> None:
-    """Wires `negative` and `magnitude` (of the low `kept` bits) of a two's complement total of `width` bits."""
+def magnitude(out: Module, total: str, width: int, kept: int, name: str = "magnitude") -> None:
+    """Wires `negative` and `name`, the magnitude's low `kept` bits, of a two's complement total of `width` bits."""
     out.wire("negative", 1, f"{total}[{width - 1}]")
     low = part(total, width, kept - 1, 0)
-    out.wire("magnitude", kept, f"({low} ^ {{{kept}{{negative}}}}) + negative")
+    out.wire(name, kept, f"({low} ^ {{{kept}{{negative}}}}) + negative")
 
 
 def _scaled(design: Design, out: Module, terms: list[Term], scale: Format) -> list[Term]:
@@ -106,10 +113,13 @@ def _scaled(design: Design, out: Module, terms: list[Term], scale: Format) -> li
     return scaled
 
 
-def _aligned_sum(
-    out: Module, terms: Sequence[Term], fraction_bits: int, zero: int | None
+def aligned_sum(
+    out: Module, terms: Sequence[Term], present: Sequence[str], fraction_bits: int, zero: int | None
 ) -> tuple[tuple[str, int], Exponent]:
-    """The sum of terms truncated at 2**(largest exponent - F); the exponent of its first magnitude bit."""
+    """The sum of terms truncated at 2**(largest exponent - F), and the exponent of its first magnitude bit.
+
+    present : per term, an expression that is true where its exponent counts. zero : a floor on the largest exponent.
+    """
     lowest, highest = min(t.exponent.low for t in terms), max(t.exponent.high for t in terms)
     floor = zero if zero is not None and zero > lowest else None
     base = min(*(t.exponent.base for t in terms), lowest - 1)
@@ -118,7 +128,7 @@ def _aligned_sum(
     exponents = []
     for i, term in enumerate(terms):
         wire = rebased(out, term.exponent, base, f"e{i}_based")
-        exponents.append(out.wire(f"e{i}", bits, f"(|{term.significand}) ? {wire} : {constant(0, bits)}"))
+        exponents.append(out.wire(f"e{i}", bits, f"{present[i]} ? {wire} : {constant(0, bits)}"))
     if floor is not None:
         out.say(f"The largest exponent is at least {floor}, that of a zero.")
         bits = max(bits, width_for(floor - base))
@@ -126,29 +136,28 @@ def _aligned_sum(
     elif zero is not None:
         out.say(f"zero_exponent = {zero} is below every exponent ({lowest} and up) and never counts.")
     largest = _largest(out, exponents, bits)
-    window = 2 + fraction_bits
+    whole = max(term.top for term in terms) + 1
+    window = whole + fraction_bits
     size = window + (len(terms) - 1).bit_length() + 1
-    out.say(
-        f"Terms on a grid of 2 + {fraction_bits} bits; magnitudes are truncated, then negated where they are minus."
-    )
+    out.say(f"Terms on a grid of {whole} + {fraction_bits} bits, truncated, then negated where they are minus.")
     aligned = []
     for i, (term, exponent) in enumerate(zip(terms, exponents[: len(terms)], strict=True)):
-        significand, width = _on_grid(term, fraction_bits)
+        significand, width = _on_grid(term, whole, fraction_bits)
         out.wire(f"d{i}", bits, f"{largest} - {exponent}")
         full = max(width, window)
         out.wire(f"s{i}", full, f"{significand} >> d{i}")
         kept = part(f"s{i}", full, full - 1, full - window)
         out.wire(f"t{i}", size, f"{{{size - window}'b0, {kept}}} ^ {{{size}{{{term.sign}}}}}")
         aligned.append(f"t{i}")
-    total = _added(out, aligned, [t.sign for t in terms], size)
+    total = added(out, aligned, [t.sign for t in terms], size)
     low, high = (lowest, highest) if floor is None else (floor, max(highest, floor))
-    # the magnitude's first bit has the weight 2**(largest + size - 2 - F)
+    # the magnitude's first bit is worth 2**(largest + size - 2 - F)
     first = Exponent(wire=largest, width=bits, base=base, low=low, high=high)
     return (total, size), first.plus(size - 2 - fraction_bits)
 
 
-def _on_grid(term: Term, fraction_bits: int) -> tuple[str, int]:
-    """The significand with 2 integer bits and at least `fraction_bits` fraction bits; its width.
+def _on_grid(term: Term, whole: int, fraction_bits: int) -> tuple[str, int]:
+    """The significand with `whole` integer bits and at least `fraction_bits` fraction bits; its width.
 
     Bits of c further down are never used: a term is truncated at F bits below its own exponent or higher.
     """
@@ -157,7 +166,7 @@ def _on_grid(term: Term, fraction_bits: int) -> tuple[str, int]:
         drop = term.fraction_bits - fraction_bits
         name, width = part(name, width, width - 1, drop), width - drop
     zeros = max(fraction_bits - (width - 1 - term.top), 0)
-    lead = 1 - term.top
+    lead = whole - 1 - term.top
     pieces = [f"{lead}'b0"] if lead else []
     pieces.append(name)
     pieces += [f"{zeros}'b0"] if zeros else []
@@ -177,7 +186,7 @@ def _largest(out: Module, names: Sequence[str], bits: int) -> str:
     return row[0]
 
 
-def _added(out: Module, terms: Sequence[str], signs: Sequence[str], size: int) -> str:
+def added(out: Module, terms: Sequence[str], signs: Sequence[str], size: int) -> str:
     """Sum of inverted-or-not terms, plus one for each that is minus: two's complement without a carry per term."""
     out.say("-t = ~t + 1: the ones are added together.")
     ones = width_for(len(signs))
@@ -204,7 +213,7 @@ def _exact_sum(out: Module, terms: Sequence[Term]) -> tuple[tuple[str, int], Exp
         placed(out, term, unit, window, f"s{i}")
         out.wire(f"t{i}", size, f"{{{size - window}'b0, s{i}}} ^ {{{size}{{{term.sign}}}}}")
         aligned.append(f"t{i}")
-    total = _added(out, aligned, [t.sign for t in terms], size)
+    total = added(out, aligned, [t.sign for t in terms], size)
     weight = unit + size - 2
     return (total, size), Exponent(wire="1'b0", width=1, base=weight, low=weight, high=weight)
 

@@ -85,6 +85,9 @@ def packed(codes: Array, width: int) -> Array:
     array = codes if codes.ndim == 3 else codes[..., None]
     each = width // array.shape[-1]
     words = array.astype(np.int64).view(np.uint64) if array.dtype.kind == "i" else array.astype(np.uint64)
+    if array.shape[-1] == 1 and width <= 64:  # one code per word: no bits to shuffle
+        kept = words & np.uint64((1 << width) - 1)
+        return np.ascontiguousarray(np.ascontiguousarray(kept).view(np.uint32)[..., : chunks(width)])
     octets = np.ascontiguousarray(words).view(np.uint8).reshape(*words.shape, 8)
     bits = np.unpackbits(octets, axis=-1, bitorder="little")[..., :each]
     flat = bits.reshape(*array.shape[:2], each * array.shape[-1])

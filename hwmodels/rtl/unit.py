@@ -26,6 +26,7 @@ from fpsim.spec import MatmulSpec
 
 from .fixed import fixed_point, fixed_readout, register
 from .fused import fused_dot
+from .grouped import grouped_dot
 from .integers import integer_readout, integer_step
 from .readout import converter
 from .sequential import sequential
@@ -71,7 +72,6 @@ class _Parts:
 
 #: accumulators without a circuit here, and what to do about it
 REFUSED: Mapping[type[Accumulator], str] = {
-    GroupedDot: "block-scaled FP4 groups are not generated; a FusedDot with scale='e8m0' is",
     TwoStageDot: "two-stage alignment is not generated; a FusedDot is the nearest kind",
     PairwiseTree: "trees of rounded sums are not generated; a SequentialFma has the same operations in a chain",
     Promoted: "a promotion is two units; give the inner accumulator, and the outer sum as a SequentialFma of its own",
@@ -124,6 +124,8 @@ def _parts(design: Design, spec: MatmulSpec, bits: int | None) -> _Parts:
             raise NoCircuit(f"{kind} takes all of K in one step, which no circuit of fixed size does; give terms")
         case FusedDot() as kind:
             return _fused(design, spec, kind)
+        case GroupedDot() as kind:
+            return _grouped(design, spec, kind)
         case kind:
             raise NoCircuit(f"no circuit for {type(kind).__name__}: {REFUSED[type(kind)]}")
 
@@ -139,8 +141,14 @@ def _check_operands(spec: MatmulSpec) -> None:
             raise NoCircuit(f"{port} is {row.name!r}, a codebook; give the format its values are looked up in")
         if isinstance(spec.accumulator, IntegerAccumulator) and (row.kind != "int" or row.bias):
             raise NoCircuit(f"an IntegerAccumulator takes integer operands, got {port}={row.name!r}")
-        if isinstance(spec.accumulator, FusedDot) and spec.accumulator.fraction_bits and row.kind != "float":
-            raise NoCircuit(f"a FusedDot that aligns takes float operands, got {port}={row.name!r}")
+        if (
+            isinstance(spec.accumulator, FusedDot | GroupedDot)
+            and spec.accumulator.fraction_bits
+            and row.kind != "float"
+        ):
+            raise NoCircuit(
+                f"a {type(spec.accumulator).__name__} that aligns takes float operands, got {port}={row.name!r}"
+            )
 
 
 def _integer(design: Design, spec: MatmulSpec, kind: IntegerAccumulator) -> _Parts:
@@ -190,6 +198,21 @@ def _fused(design: Design, spec: MatmulSpec, kind: FusedDot) -> _Parts:
         else "nothing is dropped, so the sum spans every product and every c"
     )
     why = f"{window}; {(terms).bit_length()} more bits hold the sum of {terms + 1} terms, one its sign"
+    return _Parts(step=step, terms=terms, holds=container(kind.output), why=why)
+
+
+def _grouped(design: Design, spec: MatmulSpec, kind: GroupedDot) -> _Parts:
+    scale, block, terms = scalar_format(spec.scale or ""), spec.block or kind.group, kind.group * kind.groups
+    if any(row.nan_code is not None or row.infinity_code is not None for row in (spec.a, spec.b)) or scale.signed:
+        raise NoCircuit(
+            f"a GroupedDot circuit takes elements without Inf and NaN and scales without a sign, got {spec}"
+        )
+    if block % kind.group or terms % block:
+        raise NoCircuit(f"blocks of {block} and groups of {kind.group} in steps of {terms} do not divide each other")
+    words = [kind.output, kind.rounding, f"f{kind.fraction_bits}", scale.name, f"b{block}"]
+    name = "_".join(identifier(word) for word in (_stem(spec, terms), *words, "step"))
+    step = grouped_dot(design, name, spec.a, spec.b, kind, scale, block)
+    why = f"sums of {kind.group} products are exact; aligned terms have F = {kind.fraction_bits} fraction bits"
     return _Parts(step=step, terms=terms, holds=container(kind.output), why=why)
 
 

@@ -1,6 +1,7 @@
 """Verilog as text, what is refused, shipped gate counts, silicon, and the command: nothing here runs Yosys."""
 
 import csv
+import importlib.util
 import json
 import re
 import subprocess
@@ -117,7 +118,8 @@ def test_constants_are_those_of_the_reference() -> None:
         (fpsim.MatmulSpec("e4m3", "e4m3", PairwiseTree(4)), None, "no circuit for PairwiseTree"),
         (fpsim.MatmulSpec("e4m3", "e4m3", Promoted(FusedDot(4, 25), 32)), None, "give the inner accumulator"),
         (fpsim.MatmulSpec("e4m3", "e4m3", SplitK(FusedDot(4, 25), 2)), None, "give its inner accumulator"),
-        (fpsim.MatmulSpec("e2m1", "e2m1", GroupedDot(), "", "ue4m3", 16), None, "no circuit for GroupedDot"),
+        (fpsim.MatmulSpec("e4m3", "e2m1", GroupedDot(), "", "ue4m3", 16), None, "elements without Inf and NaN"),
+        (fpsim.MatmulSpec("e2m1", "e2m1", GroupedDot(), "", "ue4m3", 24), None, "do not divide each other"),
         (fpsim.MatmulSpec("e2m1", "e2m1", FusedDot(4, 25), "", "ue4m3", 16), None, "takes scale='e8m0'"),
         (fpsim.MatmulSpec("e2m1", "e2m1", FusedDot(32, 25), "", "e8m0", 16), None, "do not divide blocks of 16"),
         (fpsim.MatmulSpec("e2m1", "e2m1", KULISCH, "", "e8m0", 32), None, "fixed-point register over block scales"),
@@ -216,6 +218,18 @@ def test_a_dot_product_shares_its_alignment() -> None:
     step, alone = rtl.gates(fpsim.engine("hopper/wgmma", "e4m3")), rtl.gates(MAC)
     assert step.terms == 32
     assert step.gates_per_product < alone.gates_per_product / 2
+
+
+def test_the_page_says_what_the_table_says() -> None:
+    spec = importlib.util.spec_from_file_location("update_rtl", Path(__file__).parents[2] / "docs" / "update_rtl.py")
+    assert spec is not None
+    assert spec.loader is not None
+    update = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(update)
+    text = update.PAGE.read_text(encoding="utf-8")
+    assert update.page(text) == text, "run python docs/update_rtl.py"
+    with pytest.raises(ValueError, match=r"rtl\.md has 0 blocks <!-- gates -->"):
+        update.page("")
 
 
 # -- silicon ------------------------------------------------------------------------------------------------------

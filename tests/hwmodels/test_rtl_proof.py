@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fpsim
-from fpsim.accumulators import Accumulator, FusedDot, IntegerAccumulator, SequentialFma
+from fpsim.accumulators import Accumulator, FusedDot, GroupedDot, IntegerAccumulator, SequentialFma
 from hwmodels.rtl import NoYosys, Simulator, simulator, unit, yosys
 from tests.hwmodels.rtl_proof import Case, compare, every_pair, needs_tools, random_cases, simulated, whole_space
 from tests.strategies import random_codes
@@ -33,7 +33,8 @@ def test_multiply_add_into_float32() -> None:
 
 def test_every_code_of_every_operand_of_a_small_multiply_add() -> None:
     spec = fpsim.MatmulSpec("e2m1", "e2m1", SequentialFma("e5m2"))
-    assert compare(simulated(spec), spec, whole_space(spec)) == 1 << 16
+    built = simulated(spec)
+    assert sum(compare(built, spec, case) for case in whole_space(spec)) == 1 << 16
 
 
 def test_product_rounded_first() -> None:
@@ -61,8 +62,8 @@ def test_the_comparison_sees_one_wrong_bit() -> None:
     needs_tools()
     spec = fpsim.MatmulSpec("e2m1", "e2m1", SequentialFma("e5m2"))
     wrong = Simulator(unit(fpsim.MatmulSpec("e2m1", "e2m1", SequentialFma("e5m2", "rna"))))
-    with pytest.raises(AssertionError, match=r"mac_e2m1_e2m1_e5m2_rna, every a, b and c: \d+ of 65536 differ"):
-        compare(wrong, spec, whole_space(spec))
+    with pytest.raises(AssertionError, match=r"mac_e2m1_e2m1_e5m2_rna, every b and c: \d+ of 4096 differ"):
+        sum(compare(wrong, spec, case) for case in whole_space(spec))
 
 
 def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +74,11 @@ def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulator.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match="install g\\+\\+"):
         Simulator(unit(spec))
+
+
+def test_groups_times_block_scales() -> None:
+    spec = fpsim.MatmulSpec("e2m1", "e2m1", GroupedDot(4, 2, 12), "", "ue4m3", 4)
+    assert proved(spec) > 10_000
 
 
 # -- everything ---------------------------------------------------------------------------------------------------
@@ -163,24 +169,27 @@ def test_every_kind(a: str, b: str, kind: Accumulator) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "a", "out", "scale"),
+    ("name", "a", "out", "scale", "block"),
     [
-        ("volta/mma", "f16", "f32", None),
-        ("turing/mma", "f16", "f16", None),
-        ("ampere/mma", "bf16", "f32", None),
-        ("ada/mma", "e4m3", "f32", None),
-        ("hopper/wgmma", "f16", "f32", None),
-        ("hopper/wgmma", "e5m2", "f32", None),
-        ("hopper/wgmma", "e4m3", "f16", None),
-        ("blackwell/tcgen05", "e2m1", "f32", None),
-        ("rtx-blackwell/mma-mxf8f6f4", "e3m2", "f32", "e8m0"),
-        ("cdna1/mfma", "f16", "f32", None),
-        ("generic/int32", "int8", "int32", None),
-        ("hopper/wgmma-satfinite", "int8", "int32", None),
+        ("volta/mma", "f16", "f32", None, None),
+        ("turing/mma", "f16", "f16", None, None),
+        ("ampere/mma", "bf16", "f32", None, None),
+        ("ada/mma", "e4m3", "f32", None, None),
+        ("hopper/wgmma", "f16", "f32", None, None),
+        ("hopper/wgmma", "e5m2", "f32", None, None),
+        ("hopper/wgmma", "e4m3", "f16", None, None),
+        ("blackwell/tcgen05", "e2m1", "f32", None, None),
+        ("rtx-blackwell/mma-mxf8f6f4", "e3m2", "f32", "e8m0", 32),
+        ("rtx-blackwell/mma-mxf4nvf4", "e2m1", "f32", "ue4m3", 16),
+        ("rtx-blackwell/mma-mxf4nvf4", "e2m1", "f32", "e8m0", 16),
+        ("blackwell/tcgen05-mxf4nvf4", "e2m1", "f32", "e8m0", 32),
+        ("cdna1/mfma", "f16", "f32", None, None),
+        ("generic/int32", "int8", "int32", None, None),
+        ("hopper/wgmma-satfinite", "int8", "int32", None, None),
     ],
 )
-def test_engines(name: str, a: str, out: str, scale: str | None) -> None:
-    proved(fpsim.engine(name, a, out=out, scale=scale, block=32 if scale else None), seed=2)
+def test_engines(name: str, a: str, out: str, scale: str | None, block: int | None) -> None:
+    proved(fpsim.engine(name, a, out=out, scale=scale, block=block), seed=2)
 
 
 @pytest.mark.slow
@@ -188,7 +197,8 @@ def test_engines(name: str, a: str, out: str, scale: str | None) -> None:
 def test_every_code_of_every_operand(a: str, output: str) -> None:
     """2**24 sums: all operands and all starts of a unit."""
     spec = fpsim.MatmulSpec(a, a, SequentialFma(output))
-    assert compare(simulated(spec), spec, whole_space(spec)) == 1 << 24
+    built = simulated(spec)
+    assert sum(compare(built, spec, case) for case in whole_space(spec)) == 1 << 24
 
 
 @pytest.mark.slow
