@@ -12,17 +12,12 @@ import torch
 from diffusers import (
     BFLQuantizationConfig,
     DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    FluxTransformer2DModel,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
     UNet2DConditionModel,
 )
 from diffusers.quantizers.bfl.utils import BFLFP8RLinear, BFLNVFP4Linear, dequantize_fp8r, dequantize_nvfp4
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_pipelines import autoencoder, dit_pipeline, unet_pipeline
+from tiny_pipelines import dit_pipeline, flux_pipeline, sd3_pipeline, unet_pipeline
 
 import analysis
 from analysis import cli
@@ -240,30 +235,7 @@ def test_diffusers_reads_bfl_files(unet: DiffusionPipeline, tmp_path: Path, made
         UNet2DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet")
 
 
-def flux() -> DiffusionPipeline:
-    torch.manual_seed(0)
-    transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 4, 8),
-    )  # fmt: skip
-    parts: dict[str, Any] = {"text_encoder": None, "tokenizer": None, "text_encoder_2": None, "tokenizer_2": None}
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    return FluxPipeline(vae=autoencoder(), transformer=transformer.eval(), scheduler=scheduler, **parts)
-
-
-def sd3() -> DiffusionPipeline:
-    torch.manual_seed(0)
-    transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=1, in_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=32, out_channels=4,
-    )  # fmt: skip
-    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
-    parts: dict[str, Any] = dict.fromkeys(names)
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    return StableDiffusion3Pipeline(vae=autoencoder(), transformer=transformer.eval(), scheduler=scheduler, **parts)
-
-
-@pytest.mark.parametrize("maker", [flux, sd3])
+@pytest.mark.parametrize("maker", [flux_pipeline, sd3_pipeline])
 def test_diffusers_reads_bfl_files_of_mmdits(maker: Any, tmp_path: Path) -> None:
     pipe = maker()
     quantized = quantize(pipe, linears("fp8-w8a16"))
