@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from types import MappingProxyType
 from typing import Any
 
@@ -46,7 +47,7 @@ IMPLICIT_TAIL = 1.0
 IMPLICIT_PROLOGUE = 3.0
 
 K_BYTES = 128.0  #: of one row of an operand that a step of the pipeline loads
-CHUNK = 512  # kernels at a time: their candidates stay in the host's cache
+CHUNK = 256  # kernels at a time: their candidates stay in the host's cache
 CLUSTER = 2.0  #: SMs that share one operand's loads, on Hopper and later
 IMPLICIT = 9  # position of the flag among the columns of `_gemm`
 LEAST_SPLIT = 512.0  #: shorter k is not split
@@ -171,13 +172,9 @@ def _gemm(given: Sequence[Floats], warm: bool, mach: Machine, p: Parameters) -> 
     few = (wide <= mach.units) & (k >= LEAST_SPLIT)
     parts: list[tuple[Any, Times]] = []
     for catalogue, chosen in ((mach.engine, ~implicit), ("implicit", implicit)):
-        for where, splits in ((np.flatnonzero(chosen & ~few), ()), (np.flatnonzero(chosen & few), SPLITS)):
+        for where, splits in ((np.flatnonzero(chosen & ~few), (1,)), (np.flatnonzero(chosen & few), (1, *SPLITS))):
             if len(where):
-                rows = [column[where] for column in given]
-                found = _candidates(rows, TILES[catalogue], 1.0, warm, mach, p)
-                for split in splits:
-                    found = _faster(found, _candidates(rows, TILES[catalogue], float(split), warm, mach, p))
-                parts.append((where, found))
+                parts.append((where, _fastest([c[where] for c in given], TILES[catalogue], splits, warm, mach, p)))
     return parts[0][1] if len(parts) == 1 else join(parts, len(m))
 
 
@@ -188,10 +185,10 @@ def _faster(one: Times, other: Times) -> Times:
     )
 
 
-def _candidates(
-    given: Sequence[Floats], tiles: Columns, split: float, warm: bool, mach: Machine, p: Parameters
+def _fastest(
+    given: Sequence[Floats], tiles: Columns, splits: Sequence[int], warm: bool, mach: Machine, p: Parameters
 ) -> Times:
-    """The fastest of some tiles for each kernel, k cut into `split` parts; tiles along the second axis."""
+    """The fastest of some tiles and splits of k for each kernel; tiles along the second axis."""
     m, n, k, batch, rate, read, weight, write, shared, implicit, once = given
     tm, tn = tiles
     f, engine = mach.clock, mach.engine
@@ -199,41 +196,43 @@ def _candidates(
     rows, columns = np.ceil(m / tm), np.ceil(n / tn)
     if buffered:  # tiles come in pairs, one above the other
         rows = np.where(rows > 1, 2 * np.ceil(rows / 2), rows)
-    number = rows * columns * (split * batch)
-    waves = number / mach.units
-    whole = np.floor(waves)
-    tail = np.maximum(p.tail, implicit * IMPLICIT_TAIL)
-    waves = np.maximum(whole + np.where(waves > whole, tail + (1 - tail) * (waves - whole), 0.0), 1.0)
-    depth = np.ceil(k * read / (split * K_BYTES)) * (K_BYTES / read)
     loads = tm * read + tn * (weight / 2 if buffered else weight)
-    tile = np.maximum(tm * tn * (2 / (rate * getattr(p, f"efficiency_{engine}"))), loads / p.load_bytes) * depth
+    multiply = np.maximum(tm * tn * (2 / (rate * getattr(p, f"efficiency_{engine}"))), loads / p.load_bytes)
     store = tm * tn * (write / p.store_bytes)
-    if not buffered:
-        edge = getattr(p, f"prologue_{engine}") * (1 + (IMPLICIT_PROLOGUE - 1) * implicit) + store
-        start, compute = edge, waves * (tile + edge) - edge
-    else:
-        start, compute = store, waves * tile
-    start = (start + np.minimum((tm * read + tn * weight) * depth, p.fill_window) / p.fill_bytes) / f
-    compute = compute / f
-
+    edge = 0.0 if buffered else getattr(p, f"prologue_{engine}") * (1 + (IMPLICIT_PROLOGUE - 1) * implicit) + store
     fan = 1.0 if engine == "mma" else CLUSTER
     traffic = np.minimum(
         tm * read / np.minimum(columns, fan) + tn * weight, tm * read + tn * weight / np.minimum(rows, fan)
     )
     l2_rate = mach.units * p.l2_bytes * f
-    l2 = (number * traffic * depth + batch * m * n * write) / l2_rate
-
     memory = _memory(m, n, k, batch, read, weight, write, shared, rows, columns, once, warm, mach, p, tiles)
-    total = start + together(compute, l2, memory)
-    total += p.fixed if split == 1 else p.fixed + p.split_fixed + split * batch * m * n * (PARTIAL / l2_rate)
+    tail = np.maximum(p.tail, implicit * IMPLICIT_TAIL)
+
+    def cut(split: int) -> Times:
+        number = rows * columns * (split * batch)
+        waves = number / mach.units
+        whole = np.floor(waves)
+        waves = np.maximum(whole + np.where(waves > whole, tail + (1 - tail) * (waves - whole), 0.0), 1.0)
+        depth = np.ceil(k * read / (split * K_BYTES)) * (K_BYTES / read)
+        compute = (waves * (multiply * depth + edge) - edge) / f
+        start = np.minimum((tm * read + tn * weight) * depth, p.fill_window) / p.fill_bytes
+        start = (start + (store if buffered else edge)) / f
+        l2 = (number * traffic * depth + batch * m * n * write) / l2_rate
+        total = start + together(compute, l2, memory)
+        total += p.fixed if split == 1 else p.fixed + p.split_fixed + split * batch * m * n * (PARTIAL / l2_rate)
+        return _least(total, compute, memory, l2, start, p.fixed)
+
+    return reduce(_faster, map(cut, splits))
+
+
+def _least(total: Floats, compute: Floats, memory: Floats, l2: Floats, start: Floats, fixed: float) -> Times:
+    """The terms of each row's least total."""
     best = total.argmin(axis=1)[:, None]
 
     def take(term: Floats) -> Floats:
         return np.take_along_axis(np.broadcast_to(term, total.shape), best, axis=1)[:, 0]
 
-    return Times(
-        total=take(total), compute=take(compute), memory=take(memory), launch=p.fixed + take(start), l2=take(l2)
-    )
+    return Times(total=take(total), compute=take(compute), memory=take(memory), launch=fixed + take(start), l2=take(l2))
 
 
 def _memory(
