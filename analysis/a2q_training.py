@@ -41,6 +41,7 @@ from analysis.runner.load import denoiser_name, load
 from analysis.runner.quantize import plan, replaced
 from analysis.runner.samples import Call, collect, first
 from analysis.runner.statistics import as_matrix, as_weight
+from analysis.scheme import Scheme
 from analysis.scheme import scheme as scheme_called
 
 #: Logarithms move this much faster than weights under one learning rate.
@@ -152,12 +153,16 @@ def examples(calls: Sequence[Call]) -> Examples:
     return Examples(args=args, kwargs=kwargs, count=sum(call.images for call in calls))
 
 
-def constrained(pipe: Any, scheme: str, register: Register, calibration: Calibration) -> dict[str, Constrained]:
+def constrained(
+    pipe: Any, scheme: Scheme | str, register: Register, calibration: Calibration
+) -> dict[str, Constrained]:
     """Path -> layer in training, started from projected weights.
 
     Raises ValueError for operands that are no signed integers with static activation scales.
     """
-    layers, _, _ = plan(getattr(pipe, denoiser_name(pipe)), scheme_called(scheme))
+    layers, _, _ = plan(
+        getattr(pipe, denoiser_name(pipe)), scheme_called(scheme) if isinstance(scheme, str) else scheme
+    )
     request = Request(pipe=pipe, layers=layers, calibration=calibration)
     options = a2q.Options(search=True, rounding="nearest")
     made = {}
@@ -177,7 +182,7 @@ def constrained(pipe: Any, scheme: str, register: Register, calibration: Calibra
 
 
 def train(
-    pipe: Any, scheme: str, register: Register, calibration: Calibration, run: Run, images: int
+    pipe: Any, scheme: Scheme | str, register: Register, calibration: Calibration, run: Run, images: int
 ) -> dict[str, Tensor]:
     """Tensors of the trained layers, as `weights.safetensors` has them."""
     denoiser = getattr(pipe, denoiser_name(pipe))

@@ -90,7 +90,7 @@ def fitted(
 
     if rounding not in get_args(Rounding):
         raise unknown("rounding", rounding, get_args(Rounding))
-    made = weights.double()
+    made = weights.double().clone()
     for bits, part in _parts(made.shape[1], register):
         for ball in balls(low, high, bits, sign_aware):
             cut = made[:, part]

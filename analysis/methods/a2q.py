@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 #: Steps that `search` tries, relative to the one of the largest weight.
 STEPS = tuple(2 ** (i / 3) for i in range(19))
+_CHUNK = 1 << 23  # weights looked at together, all steps counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ def project(request: Request, layer: Layer, register: Register, options: Options
     """One layer, its weights projected. ValueError, naming it, for weights without steps."""
     from dataclasses import replace
 
-    from analysis.runner.statistics import as_weight
+    from analysis.runner.statistics import as_matrix, as_weight
     from fpsim.nn import scaling
 
     weight = layer.module.get_parameter("weight").detach().float()
@@ -75,19 +76,18 @@ def project(request: Request, layer: Layer, register: Register, options: Options
         raise ValueError(f"layer {layer.path}: weights {layer.weight} have no steps")
     if options.search and layer.weight.granularity == "channel":
         scales = replace(scales, step=_searched(layer, weight, scales, register, options))
-    codes = as_weight(_codes(layer, weight, scales.step, register, options), weight.shape)
+    step = scales.step.reshape(-1, 1) if scales.step.ndim else scales.step
+    codes = as_weight(_codes(layer, as_matrix(weight.double()), step, register, options), weight.shape)
     return request.build(layer, scales=scales, rounded=codes.float() * scales.step)
 
 
 def _codes(layer: Layer, weight: "Tensor", step: "Tensor", register: Register, options: Options) -> "Tensor":
-    """float64 (out, K) codes that fit."""
+    """float64 (out, K) codes that fit, for float64 weights (out, K) and a step that broadcasts against them."""
     from analysis.partial_sums import ends
-    from analysis.runner.statistics import as_matrix
 
     row: Any = layer.weight.row
     low, high = input_ends(layer)
-    least, most = ends(row)
-    steps = as_matrix(weight.double() / step.double()).clamp(least, most)
+    steps = (weight / step.double()).clamp(*ends(row))
     return fitted(steps, low, high, register, sign_aware=options.sign_aware, rounding=options.rounding)
 
 
@@ -105,16 +105,16 @@ def _searched(layer: Layer, weight: "Tensor", scales: "Scales", register: Regist
 
     from analysis.runner.statistics import as_matrix
 
-    wanted, shape = as_matrix(weight.double()), scales.step.shape
-    best = torch.full((len(weight), 1), float("inf"), dtype=torch.float64, device=weight.device)
-    chosen = scales.step.reshape(-1, 1).clone()
-    for factor in STEPS:
-        step = scales.step * factor
-        found = _codes(layer, weight, step, register, options) * step.double().reshape(-1, 1)
-        error = (found - wanted).square().sum(-1, keepdim=True)
-        chosen = torch.where(error < best, step.reshape(-1, 1), chosen)
-        best = torch.minimum(error, best)
-    return chosen.reshape(shape)
+    wanted, base = as_matrix(weight.double()), scales.step.reshape(-1, 1)
+    factors = torch.tensor(STEPS, device=weight.device).reshape(-1, 1, 1)
+    found = []
+    for rows in range(0, len(wanted), per := max(1, _CHUNK // (len(STEPS) * wanted.shape[1]))):
+        part, steps = wanted[rows : rows + per], factors * base[rows : rows + per]
+        whole = part.expand(len(STEPS), -1, -1).flatten(0, 1)
+        codes = _codes(layer, whole, steps.flatten(0, 1), register, options)
+        error = (codes * steps.flatten(0, 1).double() - whole).square().sum(-1).reshape(len(STEPS), -1)
+        found.append(steps[..., 0].gather(0, error.argmin(0, keepdim=True))[0])
+    return torch.cat(found).reshape(scales.step.shape)
 
 
 def _read(file: Path, request: Request) -> "dict[str, Tensor]":
