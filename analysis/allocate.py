@@ -16,11 +16,15 @@ and a share of the budget each; several shares are tried, and pictures say which
 
 from __future__ import annotations
 
+import ctypes
 import fnmatch
+import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -179,7 +183,7 @@ def solve(scores: Values, values: Values, limits: Values) -> Indices:
 
 
 def _program(scores: Values, values: Values, limits: Values, allowed: npt.NDArray[np.bool_]) -> Indices:
-    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.optimize import Bounds, LinearConstraint
     from scipy.sparse import csr_array
 
     where, which = np.nonzero(allowed)
@@ -188,7 +192,7 @@ def _program(scores: Values, values: Values, limits: Values, allowed: npt.NDArra
     scale = np.where(limits > 0, limits, np.abs(amounts).max(axis=1, initial=1e-300) * len(scores))
     room = limits / scale
     for _ in range(4):
-        found = milp(
+        found = _milp(
             scores[where, which],
             integrality=np.ones(len(where)),
             bounds=Bounds(0, 1),
@@ -207,6 +211,23 @@ def _program(scores: Values, values: Values, limits: Values, allowed: npt.NDArra
     raise ValueError(f"no choice keeps to the limits {limits.tolist()} ({found.message})")
 
 
+def _milp(*arguments: Any, **options: Any) -> Any:
+    """`scipy.optimize.milp`, silently: some versions of its solver print a line for debugging that no option stops, and
+    standard output may be JSON."""
+    from scipy.optimize import milp
+
+    sys.stdout.flush()
+    own = os.dup(1)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        return milp(*arguments, **options)
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what the solver's C library still holds back
+        os.dup2(own, 1)
+        os.close(own)
+
+
 def _dominated(scores: Values, values: Values) -> npt.NDArray[np.bool_]:
     """(layers, candidates): another candidate costs no more in any sum and scores no worse, the first of equal ones."""
     number = scores.shape[1]
@@ -222,7 +243,7 @@ def _dominated(scores: Values, values: Values) -> npt.NDArray[np.bool_]:
 
 def _least(costs: Costs) -> Indices:
     """The cheapest choice. With several sums, the one whose largest is least."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.optimize import Bounds, LinearConstraint
     from scipy.sparse import csr_array, hstack
 
     sums, layers, candidates = costs.values.shape
@@ -231,7 +252,7 @@ def _least(costs: Costs) -> Indices:
     cells = layers * candidates  # one variable for each, and one more: the largest sum
     one_each = csr_array((np.ones(cells), (np.arange(cells) // candidates, np.arange(cells))), shape=(layers, cells))
     scale = float(np.abs(costs.values).max() * layers + np.abs(costs.rest).max()) or 1.0
-    found = milp(
+    found = _milp(
         np.append(np.zeros(cells), 1.0),
         integrality=np.append(np.ones(cells), 0),
         bounds=Bounds(0, np.append(np.ones(cells), np.inf)),
