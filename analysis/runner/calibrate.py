@@ -246,7 +246,22 @@ class _Watch(TorchFunctionMode):
 
 
 def layers_of(denoiser: "torch.nn.Module") -> "dict[str, torch.nn.Module]":
-    """Path -> layer for every Linear and Conv2d, in the order they are defined."""
-    return {
-        path: layer for path, layer in denoiser.named_modules() if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))
+    """Path -> layer for every Linear and Conv2d, in the order they are defined.
+
+    Raises ValueError for a denoiser that is quantized already, and for one without such layers.
+    """
+    from fpsim.nn import QuantizedLayer
+
+    name = type(denoiser).__name__
+    if any(isinstance(layer, QuantizedLayer) for layer in denoiser.modules()):
+        raise ValueError(
+            f"this {name} is quantized already: start from the pipeline in full precision, with one scheme whose "
+            "rules say what each layer gets"
+        )
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    found: dict[str, torch.nn.Module] = {
+        path: layer for path, layer in denoiser.named_modules() if isinstance(layer, kinds)
     }
+    if not found:
+        raise ValueError(f"this {name} has no Linear or Conv2d layer to quantize")
+    return found

@@ -261,7 +261,7 @@ def _spec(path: str, rule: Rule, scheme: Scheme) -> "MatmulSpec | None":
 
 
 def engine_for(name: str, activation: "Quantizer", weight: "Quantizer") -> "MatmulSpec":
-    """The engine `name` for two quantized operands.
+    """The engine `name` for two quantized operands, or an accumulator in words (`hwmodels.rtl.accumulator`).
 
     Their element formats as they are (with the block scales in the engine if it has them, else outside), or widened
     without loss to the narrowest operands that the engine has: E2M1 weights to E4M3, and E1M2 and E3M0 that a search
@@ -271,12 +271,16 @@ def engine_for(name: str, activation: "Quantizer", weight: "Quantizer") -> "Matm
     from fpsim.engines import ENGINES, engine
     from fpsim.formats import BlockFormat
     from fpsim.nn.layer import element_format
+    from fpsim.spec import MatmulSpec
+    from hwmodels.rtl import accumulator
 
     a, b = element_format(activation), element_format(weight)
     scales: list[tuple[str | None, int | None]] = [(None, None)]
     if isinstance(activation.row, BlockFormat) and activation.row == weight.row:
         scales.insert(0, (activation.row.scale.name, activation.row.block))
     if name not in ENGINES:
+        if "/" not in name:  # no engine's name: an accumulator in words, around the operands as they are
+            return MatmulSpec(a, b, accumulator(name)[0], engine=name)
         raise unknown("engine", name, ENGINES)
     found = [(pair, scale) for scale in scales for pair in _operands(name, a, b, scale)]
     if found:
@@ -301,7 +305,7 @@ def _operands(name: str, a: "Format", b: "Format", scale: tuple[str | None, int 
     from fpsim.formats import scalar_format
     from fpsim.nn.exact import holds
 
-    found = []
+    found: list[tuple[bool, int, int, tuple[str, str]]] = []
     for row in ENGINES[name].rows:
         if (row.scale, row.block) != scale or row.k is not None:
             continue

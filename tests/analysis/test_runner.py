@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -204,6 +205,25 @@ def test_rules_that_decide_nothing_are_warned_about(unet: DiffusionPipeline) -> 
 def test_a_scheme_that_matches_nothing_is_an_error(unet: DiffusionPipeline) -> None:
     with pytest.raises(ValueError, match=r"matches no layer: patterns 'transformer_blocks\.\*'; layers are named like"):
         quantize(unet, Scheme(name="x", rules=(Rule(pattern="transformer_blocks.*", weight=E4M3),)))
+
+
+def test_a_pipeline_is_quantized_and_calibrated_once(unet: DiffusionPipeline) -> None:
+    made = quantize(unet, "mxfp4+keep-edges")
+    for again in (lambda: quantize(made, "mxfp4"), lambda: calibrate(made, CAPTIONS, steps=1)):
+        with pytest.raises(ValueError, match=r"this UNet2DConditionModel is quantized already: start from"):
+            again()
+
+
+def test_a_denoiser_without_attention_or_without_layers_is_refused() -> None:
+    class Bare(torch.nn.Module):
+        def __init__(self, *layers: torch.nn.Module) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList(layers)
+
+    with pytest.raises(ValueError, match="this Bare has no Linear or Conv2d layer to quantize"):
+        quantize(SimpleNamespace(unet=Bare(torch.nn.ReLU())), "mxfp4")
+    with pytest.raises(ValueError, match=r"scheme 'nvfp4\+attention' quantizes attention, and Bare has none"):
+        quantize(SimpleNamespace(unet=Bare(torch.nn.Linear(16, 16))), "nvfp4+attention")
 
 
 def test_captions_calibrate_when_ranges_are_needed(unet: DiffusionPipeline) -> None:

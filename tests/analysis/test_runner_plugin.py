@@ -519,6 +519,23 @@ def test_a_config_of_another_method_or_scheme_is_refused() -> None:
         FpsimConfig("mxfp44")
 
 
+def test_what_quantizing_while_loading_refuses_is_one_line(tmp_path: Path) -> None:
+    pipe = dit_pipeline()
+    pipe.save_pretrained(tmp_path / "good")
+    with torch.no_grad():
+        pipe.transformer.proj_out.weight[0, 0] = float("nan")
+    pipe.save_pretrained(tmp_path / "bad")
+    nothing = {"name": "mine", "rules": [{"pattern": "up_blocks.*", "weight": {"format": "int8"}}]}
+    for folder, given, message in (
+        ("good", FpsimConfig(nothing), r"scheme 'mine' matches no layer: patterns 'up_blocks\.\*'"),
+        ("bad", FpsimConfig("mxfp4"), "layer proj_out: the weight has NaN or Inf"),
+    ):
+        config = PipelineQuantizationConfig(quant_mapping={"transformer": given})
+        with pytest.raises(ValueError, match=message) as caught:
+            DiffusionPipeline.from_pretrained(tmp_path / folder, quantization_config=config, dtype=torch.float32)
+        assert "\n" not in str(caught.value)
+
+
 def test_rules_that_decide_nothing_are_warned_about_while_loading(tmp_path: Path) -> None:
     dit_pipeline().save_pretrained(tmp_path)
     data = scheme("mxfp4").to_dict()
