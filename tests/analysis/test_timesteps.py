@@ -188,6 +188,7 @@ def test_quantizing_leaves_tables_in_full_precision_and_a_checkpoint_holds_the_w
     assert {path for path, why in report.skipped.items() if "3 timesteps" in why} == set(tables)
     assert not {layer.path for layer in report.layers} & set(tables)
     images = sample(made, CAPTIONS[:1], SEEDS[:1], steps=3)
+    assert all(layer.now.timestep in layer.places for layer in tables.values())  # they were told the time, and knew it
     save(made, tmp_path / "unet")
     loaded = restore(pipe, tmp_path / "unet")
     assert not tables_of(loaded.unet)
