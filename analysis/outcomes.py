@@ -86,7 +86,7 @@ def mixed(allocations: Sequence[Allocation], costs: Costs) -> tuple[Outcome, ...
 
 
 def measured(
-    outcomes: Sequence[Outcome], studied: Studied, progress: Callable[[int, int], None] | None = None, others: int = 8
+    outcomes: Sequence[Outcome], studied: Studied, progress: Callable[[int, int], None] | None = None, others: int = 4
 ) -> tuple[Outcome, ...]:
     """The outcomes with what their schemes do; others: captions of the calibration that nothing was judged on, at most.
 

@@ -1,8 +1,10 @@
 """Mixed precision: the integer program against brute force, real costs, schemes as chosen, the commands."""
 
+import ctypes
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import milp
 from tiny_pipelines import dit_pipeline
 
 import hwmodels
@@ -109,6 +112,23 @@ def test_a_hundred_layers_take_no_longer_than_a_blink() -> None:
         if scores[i, c] < scores[i, greedy[i]] and values[0, np.arange(120), tried].sum() <= limit:
             greedy = tried
     assert scores[np.arange(120), chosen].sum() <= scores[np.arange(120), greedy].sum()
+
+
+def test_what_the_solver_prints_stays_out_of_results(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Some versions print for debugging, from C++, past every option; `--json` must stay JSON."""
+
+    def noisy(*arguments: Any, **options: Any) -> Any:
+        os.write(1, b"HighsMipSolverData::transformNewIntegerFeasibleSolution\n")
+        ctypes.CDLL(None).puts(b"held back by the C library")
+        return milp(*arguments, **options)
+
+    monkeypatch.setattr("scipy.optimize.milp", noisy)
+    scores, values = np.array([[0.0, 1.0]] * 3), np.array([[[2.0, 1.0]] * 3])
+    assert solve(scores, values, np.array([5.0])).sum() == 1
+    print("but this is ours")
+    assert capfd.readouterr().out == "but this is ours\n"
 
 
 def test_a_budget_that_nothing_keeps_to_names_the_smallest_one_in_one_line() -> None:
