@@ -70,6 +70,7 @@ class Budget:
     certainty: float = 0.95
     warm: float = 0.2
     bias_rate: float = 0.0
+    aware: bool = True
 
 
 #: What the axis `budget` names: for units, and for the denoiser as a whole.
@@ -85,7 +86,7 @@ def learn(
     unit: Module, path: str, prepared: Sequence[Prepared], seen: "Seen", axes: "Axes", budget: Budget
 ) -> list[Prepared]:
     """`prepared` with learned roundings (and activation steps), where that helps on samples held back."""
-    variables = [_Rounding(one, path, budget.certainty) for one in prepared if learnable(one)]
+    variables = [_Rounding(one, path, budget.certainty, budget.aware) for one in prepared if learnable(one)]
     inputs = [
         _Input(one, path, part, index, axes.learn_steps) for one in prepared for index, part in enumerate(one.parts)
     ]
@@ -169,7 +170,7 @@ def _effective(one: Prepared, rounded: Tensor | None) -> Tensor:
 class _Rounding:
     """The rounding variable of one weight."""
 
-    def __init__(self, one: Prepared, unit: str, certainty: float) -> None:
+    def __init__(self, one: Prepared, unit: str, certainty: float, aware: bool = True) -> None:
         step, zero = one.spread(lambda scales: scales.step), one.spread(lambda scales: scales.zero)
         if step is None or one.rounded is None:
             raise ValueError(f"layer {one.layer.path} has no grid to learn on")
@@ -184,7 +185,7 @@ class _Rounding:
         up = (begin - self.lower - self.unit).abs() < (begin - self.lower).abs()
         h = torch.where(up, certainty, 1 - certainty)
         size = self.unit * step
-        self.size = (size / size.max().clamp(min=2.0**-126)).clamp(min=2.0**-8)
+        self.size = (size / size.max().clamp(min=2.0**-126)).clamp(min=2.0**-8) if aware else torch.ones_like(size)
         self.variable = (torch.log((h - LOW) / (HIGH - h)) * self.size).requires_grad_()
         self.rest = _effective(one, one.rounded) - one.rounded if one.branch is not None else None
 

@@ -162,8 +162,9 @@ def prepare(
         if seen.cross is not None and branch is None:
             weight = _aimed(weight, gram, ready, seen)
     bounds = _bounds(request, layer, axes)
+    asked = layer if given is None else replace(layer, activation=None)  # input scales are there already
     parts = tuple(
-        _part(request, layer, axes, seen, weight, gram, rows, start, stop, turned is not None) for start, stop in bounds
+        _part(request, asked, axes, seen, weight, gram, rows, start, stop, turned is not None) for start, stop in bounds
     )
     if len({part.weight.format for part in parts}) > 1:  # one grid for the whole weight: the first half's split
         chosen = replace(axes, split=False)

@@ -152,7 +152,7 @@ def of_activation(
         found = search.best_split(rows[:_ROWS], rows_of, gram=weight.T @ weight, shared=True, quick=True)
     else:
         centres, counts = search.histogram(rows)
-        found = search.best_split(centres[None], rows_of, counts=counts)
+        found = search.best_split(centres[None], rows_of, counts=counts, quick=True)
     chosen = replace(quantizer, format=found.format.name, one_sided=None)
     step = found.scales.step[0]
     if quantizer.steps == 1:
