@@ -13,10 +13,13 @@ feed-forward. They are tried with random powers of two, all at once, then by hal
 output are none: a norm whose output is also used elsewhere, a nonlinearity in between. Layers that share an input share
 a factor.
 
+float16 has few exponents: there, weights below 2^-14 lose a bit per halving, so places are looked for in float32.
+
 Not folded: what lies behind SiLU and GELU, and the modulated norms of DiT, SD3 and PixArt, which have no weights of
 their own that a checkpoint could hold. There the multiplication stays.
 """
 
+import copy
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -107,6 +110,8 @@ def one_call(pipe: "DiffusionPipeline", seen: Calibration) -> _Call:
 
 def foldable(denoiser: nn.Module, given: _Call) -> tuple[Fold, ...]:
     """Where factors can be folded, by trying: those candidates that change no bit of the denoiser's output."""
+    if _output(denoiser, given).dtype == torch.float16:
+        denoiser, given = copy.deepcopy(denoiser).float(), (_wide(given[0]), _wide(given[1]))
     wanted = _output(denoiser, given)
 
     def exact(some: Sequence[Fold]) -> bool:
@@ -124,6 +129,15 @@ def foldable(denoiser: nn.Module, given: _Call) -> tuple[Fold, ...]:
         return [] if len(some) == 1 else kept(some[:half]) + kept(some[half:])
 
     return tuple(kept(_candidates(denoiser, given)))
+
+
+def _wide(value: Any) -> Any:
+    """float16 tensors in an argument as float32."""
+    if isinstance(value, dict):
+        return {key: _wide(entry) for key, entry in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_wide(entry) for entry in value)
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float16 else value
 
 
 def apply(model: nn.Module, one: Fold, factor: Tensor) -> None:

@@ -52,6 +52,16 @@ def test_in_pixart_only_values_of_attention() -> None:
     assert {one.source for one in found} == wanted
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_has_the_same_places(dtype: torch.dtype) -> None:
+    pipe = tiny_pipelines.unet_pipeline()
+    seen = calibrated(pipe)
+    wanted = foldable(pipe.unet, one_call(pipe, seen))
+    half = pipe.to(dtype)
+    assert foldable(half.unet, one_call(half, seen)) == wanted
+    assert half.unet.dtype == dtype
+
+
 class Leaky(torch.nn.Module):
     """Two norms before a layer each; the output of the second is used beside the layer as well."""
 
