@@ -209,8 +209,8 @@ class Tables:
                 if reference is None:
                     reference = sample(studied.pipe, captions, seeds, batch_size=PICTURES)
                 pipe = quantize(studied.pipe, one.scheme, calibration=studied.calibration)
-                values = psnr(sample(pipe, captions, seeds, batch_size=PICTURES), reference)
-                write_json(file, {"psnr": [float(value) for value in values]})
+                drawn = psnr(sample(pipe, captions, seeds, batch_size=PICTURES), reference)
+                write_json(file, {"psnr": [float(value) for value in drawn]})
             values = np.array(read_json(file)["psnr"])
             error = float(values.std(ddof=1) / len(values) ** 0.5)
             rows.append(
