@@ -198,6 +198,8 @@ class Single:
         y = torch.empty_like(x, dtype=self.dtype)
         n = x.numel()
         blocks = (-(-n // 1024), 1, 1)
+        if n == 0:
+            return y
         if n >= 2**31 - 1024:
             given(x, y, self.step, self.zero, 1, 1, self.grid)
         elif n % 16 or x.data_ptr() % 16 or INTERPRETED:

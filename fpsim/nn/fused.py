@@ -86,6 +86,8 @@ class Prepared:
             return None
         if x.requires_grad and torch.is_grad_enabled():
             return None
+        if x.is_cuda and self._device.index != torch.cuda.current_device():  # where Triton launches
+            return None
         made: Tensor = self._run(x if x.is_contiguous() or _dense(x) else x.contiguous())
         return made
 
@@ -134,7 +136,8 @@ def _kernels(*tensors: Tensor) -> Any:
     if any(t.dtype not in _DTYPES or (t.requires_grad and torch.is_grad_enabled()) for t in tensors):
         return None
     if all(t.is_cuda for t in tensors):
-        return _triton()
+        here = torch.cuda.current_device()  # where Triton launches
+        return _triton() if all(t.device.index == here for t in tensors) else None
     return _host() if all(t.device.type == "cpu" for t in tensors) else None
 
 

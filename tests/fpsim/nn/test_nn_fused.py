@@ -133,7 +133,15 @@ def test_a_prepared_scale_serves_tensors_of_every_size(name: str, dtype: torch.d
     prepared = fused.Prepared(scales.step.to(device), zero, row, dtype)
     for kind, whole in tensors().items():
         flat = whole.to(dtype).flatten()
-        for x in (whole.to(dtype), flat[:4096], flat[4096:6144], flat[3:1003], flat[:1], whole.to(dtype)[:, :, 1:4]):
+        for x in (
+            whole.to(dtype),
+            flat[:4096],
+            flat[4096:6144],
+            flat[3:1003],
+            flat[:1],
+            flat[:0],
+            whole.to(dtype)[:, :, 1:4],
+        ):
             wanted = by_torch(x, scales, row, dtype)
             assert_same_bits(prepared(x.to(device)), wanted, f"{name} {kind} {tuple(x.shape)}")
 
