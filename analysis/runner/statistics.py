@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.methods import Layer
 from analysis.runner.calibrate import Calibration
+from analysis.runner.load import denoiser_name
 from analysis.runner.sample import call
 
 if TYPE_CHECKING:
@@ -57,16 +58,19 @@ def statistics(
     calibration: Calibration,
     gram_rows: int = 16384,
     kept_rows: int = 1024,
-    budget: int = 2 << 30,
+    budget: int | None = None,
     seed: int = 0,
     per_column: int | None = None,
 ) -> Iterator[tuple[Layer, Statistics]]:
     """Statistics of each layer, in passes of at most `budget` bytes of Gram matrices and rows.
 
     gram_rows, kept_rows : rows per layer in all; a layer that sees fewer has fewer
+    budget     : by default 2 GiB, and 16 GiB on a GPU, where passes cost more than memory
     per_column : bound on the rows of the Gram matrix for each of its K columns
     Raises ValueError, naming the layer, for inputs with NaN or Inf.
     """
+    if budget is None:
+        budget = (16 if getattr(pipe, denoiser_name(pipe)).device.type == "cuda" else 2) << 30
     for group in _passes(layers, kept_rows, budget):
         rows = {layer.path: (enough(layer, gram_rows, per_column), kept_rows) for layer in group}
         yield from _one_pass(pipe, group, calibration, rows, seed)
@@ -169,7 +173,7 @@ class Tap:
         if not self.waits:
             self.gram = self.gram + rows.T @ rows
         self.rows.append(rows[: self.kept_rows].clone())  # a view would keep all of them
-        self.latest = rows
+        self.latest = rows if self.waits else None
 
     def pair(self, other: "Tap") -> None:
         """Count the latest rows of this tap with those of `other`, which saw the same rows in full precision."""
