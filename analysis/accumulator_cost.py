@@ -6,14 +6,12 @@ that cannot be counted here has no cost, and a note says why.
 """
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from analysis.accumulators import Candidate, Row
-from fpsim.accumulators import Accumulator, IntegerAccumulator, Promoted
+from analysis.silicon import counted
+from fpsim.accumulators import IntegerAccumulator, Promoted
 from fpsim.formats import scalar_format
-from fpsim.spec import MatmulSpec
 
-NODE = "7nm"
 WIDE = IntegerAccumulator(32)
 
 
@@ -57,12 +55,3 @@ def costs(candidate: Candidate, a: str, b: str) -> UnitCost:
     except ValueError as error:
         return UnitCost(notes=(*notes, f"{candidate.words}: no gate count, {error}"))
     return UnitCost(gates=gates, energy=energy, wide_gates=wide[0], wide_energy=wide[1], notes=tuple(notes))
-
-
-@lru_cache(maxsize=256)
-def counted(a: str, b: str, kind: Accumulator, bits: int | None) -> tuple[float, float]:
-    """(gates, joules) per product. Raises ValueError for a unit that has no circuit or cannot be counted here."""
-    from hwmodels import rtl
-
-    count = rtl.gates(MatmulSpec(a, b, kind), bits)
-    return count.gates_per_product, rtl.silicon(count, NODE).energy

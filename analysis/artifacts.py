@@ -30,6 +30,17 @@ GRID_COLUMNS = 8
 FEW_PROMPTS = 512  # below it, differences that matter drown: 2,048 separated what 512 could not
 FEW_FOR_FRECHET = 2048
 
+#: what the tidy table has of a projection, with units; those beyond `ALWAYS` where they are known
+COST_METRICS = (
+    ("time_per_image", "s"),
+    ("speedup", ""),
+    ("weights", "B"),
+    ("cycles_per_image", ""),
+    ("energy_per_image", "J"),
+    ("gates", ""),
+)
+ALWAYS = ("time_per_image", "speedup", "weights")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -68,7 +79,8 @@ class Run:
                     "kind": row.kind,
                 }
                 for row in self.costs
-                for metric, unit in (("time_per_image", "s"), ("speedup", ""), ("weights", "B"))
+                for metric, unit in COST_METRICS
+                if metric in ALWAYS or getattr(row, metric) is not None
             ]
         )
         frame = pd.concat([measured, projected], ignore_index=True) if len(projected) else measured

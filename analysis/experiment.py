@@ -78,7 +78,9 @@ class Configuration:
     """One arithmetic to measure: a scheme by name, the method that applies it, and perhaps a matrix engine.
 
     Without an engine values are put on their grids and summed in float32; with one every product and sum is the
-    engine's, bit for bit (slow: give such a configuration few prompts).
+    engine's, bit for bit (slow: give such a configuration few prompts). An accumulator in words does in place of an
+    engine's name, around products of the scheme's own formats: `engine = "int16-saturate"`, "fixed40", "f16-rz",
+    "dot16-f25" (`hwmodels.rtl.accumulator`); the methods a2q and oaq then know the width they quantize for.
 
     options: settings of the method, as `analysis.quantize` takes them: `options = { transform = "hadamard" }`
     """
@@ -96,6 +98,11 @@ class Configuration:
     @property
     def arithmetic(self) -> str:
         return "quantize" if self.engine is None else "exact"
+
+    @property
+    def accumulator(self) -> str | None:
+        """The accumulator in words, None for none and for an engine."""
+        return None if self.engine is None or self.engine in fpsim.ENGINES else self.engine
 
     @property
     def label(self) -> str:
@@ -203,8 +210,7 @@ class Experiment:
         found = own if own is not None else scheme(configuration.scheme)
         if configuration.engine is None:
             return found
-        if configuration.engine not in fpsim.ENGINES:
-            raise ValueError(unknown("engine", configuration.engine, fpsim.ENGINES))
+        check_engine(configuration.engine)
         return found.exact(configuration.engine)
 
     def prompts_of(self, configuration: Configuration) -> int:
@@ -263,6 +269,21 @@ _WORDS = {"pipeline": "{}", "steps": "{}-steps", "guidance": "guidance-{}", "see
 
 def _word(value: object) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(value).name if isinstance(value, str) else str(value))
+
+
+def check_engine(name: str) -> None:
+    """Raise ValueError unless `name` is a matrix engine's, or words that spell an accumulator."""
+    if name in fpsim.ENGINES:
+        return
+    from hwmodels import rtl
+
+    problem = unknown("engine", name, fpsim.ENGINES)
+    if "/" in name:
+        raise ValueError(problem)
+    try:
+        rtl.accumulator(name)
+    except ValueError as error:
+        raise ValueError(f"{problem}; nor is it an accumulator: {error}") from error
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> str:

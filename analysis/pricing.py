@@ -25,6 +25,7 @@ class CostRow:
     """One configuration, model and device. Times in seconds, weights in bytes; None where not supported.
 
     basis: what the projection rests on, in the cost model's own words.
+    cycles_per_image, energy_per_image (joules), gates (of a multiply-accumulate): of arrays, see `analysis.silicon`.
     speedup: time of the baseline arithmetic over this one's, same model, device and mode.
     """
 
@@ -42,6 +43,9 @@ class CostRow:
     note: str
     basis: str
     kind: str
+    cycles_per_image: float | None = None
+    energy_per_image: float | None = None
+    gates: float | None = None
 
 
 def price(plan: Plan, progress: Callable[[], None] = lambda: None) -> tuple[CostRow, ...]:
@@ -50,22 +54,23 @@ def price(plan: Plan, progress: Callable[[], None] = lambda: None) -> tuple[Cost
     Raises ValueError for an unknown device or model.
     """
     experiment = plan.experiment
-    schemes: dict[str, tuple[str, Any]] = {
-        experiment.cost.baseline: (experiment.cost.baseline, experiment.cost.baseline)
+    schemes: dict[str, tuple[str, Any, str | None]] = {
+        experiment.cost.baseline: (experiment.cost.baseline, experiment.cost.baseline, None)
     }
     for row in plan.rows:
-        if row.role != "noise floor" and row.configuration.engine is None:
-            schemes[row.label] = (row.configuration.scheme, row.scheme)
+        own = row.configuration.accumulator  # has costs of its own; those of an engine are its scheme's
+        if row.role != "noise floor" and (row.configuration.engine is None or own is not None):
+            schemes[row.label] = (row.configuration.scheme, row.scheme, own)
     for row in plan.rows:  # a scheme measured only on an engine is priced too
-        if row.configuration.engine is not None and row.configuration.scheme not in schemes:
-            schemes[row.configuration.scheme] = (row.configuration.scheme, row.scheme)
+        if row.label not in schemes and row.role == "configuration" and row.configuration.scheme not in schemes:
+            schemes[row.configuration.scheme] = (row.configuration.scheme, row.scheme, None)
     found: list[CostRow] = []
     for model in experiment.cost.models:
         operations = workload(model, rows_per_call(experiment, model))
         for device in experiment.cost.devices:
             base: float | None = None
-            for label, (name, scheme) in schemes.items():
-                priced = _price(experiment, model, operations, device, label, name, scheme, base)
+            for label, (name, scheme, own) in schemes.items():
+                priced = _price(experiment, model, operations, device, label, name, scheme, own, base)
                 base = priced.time_per_call if label == experiment.cost.baseline else base
                 found.append(priced)
             progress()
@@ -88,9 +93,11 @@ def _price(
     label: str,
     name: str,
     scheme: Any,
+    accumulator: str | None,
     base: float | None,
 ) -> CostRow:
     import hwmodels
+    from analysis.silicon import silicon
 
     cost = experiment.cost
     try:
@@ -115,6 +122,7 @@ def _price(
     fallbacks = dict.fromkeys(
         execution.note for execution in estimate.breakdown.executions if execution is not None and execution.note
     )
+    made, calls = silicon(estimate, accumulator), experiment.quality.steps
     return CostRow(
         configuration=label,
         scheme=name,
@@ -127,9 +135,12 @@ def _price(
         speedup=1.0 if label == cost.baseline else None if base is None else base / estimate.time_s,
         weights=estimate.footprint.weights,
         bound=estimate.bound,
-        note="; ".join(fallbacks),
+        note="; ".join([*fallbacks, *([made.note] if made.note else [])]),
         basis=next((note for note in estimate.notes if note.startswith(f"{estimate.model}:")), estimate.model),
         kind=f"projected ({estimate.model})",
+        cycles_per_image=None if made.cycles is None else made.cycles * calls,
+        energy_per_image=None if made.energy is None else made.energy * calls,
+        gates=made.gates,
     )
 
 

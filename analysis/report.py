@@ -306,7 +306,7 @@ def _cost_tables(experiment: Experiment, costs: Sequence[CostRow], notes: Sequen
                     {
                         "main": NOT_SUPPORTED if row.time_per_image is None else _seconds(row.time_per_image),
                         "speedup": "" if row.speedup is None else f"{row.speedup:.2f}×",
-                        "bound": row.bound,
+                        "bound": ", ".join([row.bound, *silicon_words(row)]),
                         "note": notes.index(_note(row)) + 1 if row.note else 0,
                         "value": row.time_per_image or "",
                         "support": row.support.replace(" ", "-"),
@@ -337,7 +337,17 @@ def cost_cell(row: CostRow) -> str:
     if row.time_per_image is None:
         return NOT_SUPPORTED
     speedup = "" if row.speedup is None else f" ({row.speedup:.2f}x)"
-    return f"{_seconds(row.time_per_image)}{speedup}{' *' if row.support == FALLBACK else ''}"
+    silicon = "".join(f", {words}" for words in silicon_words(row))
+    return f"{_seconds(row.time_per_image)}{speedup}{' *' if row.support == FALLBACK else ''}{silicon}"
+
+
+def silicon_words(row: CostRow) -> list[str]:
+    """`12.3 Mcycles`, `0.12 J`, `586 gates`: what is known of an array."""
+    return [
+        *([] if row.cycles_per_image is None else [f"{count(row.cycles_per_image)}cycles"]),
+        *([] if row.energy_per_image is None else [f"{digits(row.energy_per_image)} J"]),
+        *([] if row.gates is None else [f"{row.gates:.0f} gates"]),
+    ]
 
 
 def _picture(path: Path) -> str:

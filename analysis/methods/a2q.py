@@ -11,7 +11,7 @@ search: the step of each channel that loses least in the ball, instead of the on
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +44,22 @@ class Options:
     search: bool = False
     trained: str | None = None
 
+    def over(self, options: Mapping[str, Any]) -> "Options":
+        """These settings with some set from outside. ValueError for a name that is no option."""
+        known = [field.name for field in fields(self)]
+        for key in options:
+            if key not in known:
+                raise unknown("option", key, known)
+        return replace(self, **options)
+
+
+#: The method's own point among its options; experiment files are checked against it.
+AXES = Options()
+
 
 def quantize(request: Request) -> "Mapping[str, Module]":
     """Layers whose weights fit. ValueError for operands that are no integers, unknown options, other checkpoints."""
-    known = [field.name for field in fields(Options)]
-    for name in request.options:
-        if name not in known:
-            raise unknown("option", name, known)
-    options = Options(**request.options)
+    options = AXES.over(request.options)
     trained = None if options.trained is None else _read(Path(options.trained), request)
     made = {}
     for layer in request.layers:
@@ -65,8 +73,6 @@ def quantize(request: Request) -> "Mapping[str, Module]":
 
 def project(request: Request, layer: Layer, register: Register, options: Options) -> "QuantizedLayer":
     """One layer, its weights projected. ValueError, naming it, for weights without steps."""
-    from dataclasses import replace
-
     from analysis.runner.statistics import as_matrix, as_weight
     from fpsim.nn import scaling
 

@@ -47,17 +47,25 @@ class Options:
         if not 0 <= self.tolerance < 1 or self.rows < 1:
             raise ValueError(f"tolerance is a share below 1 and rows at least 1, not {self.tolerance} and {self.rows}")
 
+    def over(self, options: Mapping[str, Any]) -> "Options":
+        """These settings with some set from outside. ValueError for a name that is no option."""
+        known = [field.name for field in fields(self)]
+        for key in options:
+            if key not in known:
+                raise unknown("option", key, known)
+        return replace(self, **options)
+
+
+#: The method's own point among its options; experiment files are checked against it.
+AXES = Options()
+
 
 def quantize(request: Request) -> "Mapping[str, Module]":
     """Layers that do not overflow on calibration inputs. ValueError for operands that are no integers, without
     calibration, and naming the layer, where not even the coarsest grid avoids overflow."""
     from analysis.runner.statistics import statistics
 
-    known = [field.name for field in fields(Options)]
-    for name in request.options:
-        if name not in known:
-            raise unknown("option", name, known)
-    options = Options(**request.options)
+    options = AXES.over(request.options)
     registers = {
         layer.path: _bound.wanted(layer, options.bits, options.tile, options.outer) for layer in request.layers
     }

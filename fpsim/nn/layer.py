@@ -18,7 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from fpsim.engines import engine
+from fpsim.engines import ENGINES, engine
 from fpsim.formats import BlockFormat, Format
 from fpsim.nn import functional, fused, packing, scaling, transforms
 from fpsim.nn.clock import Clock
@@ -159,7 +159,7 @@ class QuantizedLayer(nn.Module):
     def recipe(self) -> dict[str, Any]:
         """What `blank` needs to build an equal layer, as plain values. ValueError for a spec that is no engine's."""
         spec = self.spec
-        if spec is not None and not spec.engine:
+        if spec is not None and spec.engine not in ENGINES:
             raise ValueError("only schemes whose matrix engines have a name can be saved")
         plain = None
         if spec is not None:
