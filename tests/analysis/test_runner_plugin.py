@@ -209,6 +209,27 @@ def test_learned_steps_and_split_concatenations_come_back(tmp_path: Path, name: 
     assert same_images(made, loaded)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["shapes-sd", "shapes-dit"])
+@pytest.mark.parametrize(
+    ("name", "method"), [("fp4-w4a8+timesteps", "rtn"), ("nvfp4", "gptq"), ("int4-w4a4+asymmetric", "hadamard")]
+)
+def test_embedded_pipelines_come_back_small(tmp_path: Path, part: str, name: str, method: str) -> None:
+    pipe = load(part)
+    made = quantize(pipe, name, method=method, calibration=calibrate(pipe, CAPTIONS, steps=10))
+    made.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    component = "unet" if part == "shapes-sd" else "transformer"
+    mine = getattr(made, component)
+    assert_same_bits(mine, getattr(loaded, component))
+    assert same_images(made, loaded)
+    layers = [layer for layer in mine.modules() if isinstance(layer, QuantizedLayer)]
+    codes = sum(layer.weight.numel() * element_format(layer.weight_quantizer).bits / 8 for layer in layers)
+    scales = [v for layer in layers for k, v in layer.state_dict().items() if k in BUFFERS and k != "weight_codes"]
+    counted = codes + sum(one.numel() * one.element_size() for one in (*scales, *mine.parameters()))
+    assert 1 <= (tmp_path / component / WEIGHTS).stat().st_size / counted < 1.1
+
+
 @pytest.mark.parametrize("name", ["fp4-w4a8+dynamic", "int8-w8a8+dynamic", "nvfp4", "fp16"])
 def test_a_file_is_as_big_as_its_bits(tmp_path: Path, name: str) -> None:
     pipe = unet_pipeline(channels=(128, 160))
