@@ -3,7 +3,7 @@ emulator's bits; what it is made of, and what that costs in silicon.
 
   fpsim rtl --a e4m3 --accumulator f32 -o mac.v
   fpsim rtl --a e2m1 --accumulator fixed16 --gates
-  fpsim rtl hopper/wgmma --a e4m3 --gates
+  fpsim rtl ada/mma --a e4m3 --gates
 
 Accumulators: int32, int16-saturate; fixed40 (Kulisch); f32, f16-rz, bf16-flush
 (a multiply-add per product); dot16-f25-rz (fused dot product: terms, fraction

@@ -52,6 +52,6 @@ def rows() -> list[Row]:
 ENGINES = (
     ("volta/mma", "f16", None, None),
     ("ampere/mma", "f16", None, None),
+    ("ada/mma", "e4m3", None, None),
     ("hopper/wgmma", "e4m3", None, None),
-    ("rtx-blackwell/mma-mxf4nvf4", "e2m1", "ue4m3", 16),
 )

@@ -1,6 +1,6 @@
 """Gates of a module: Yosys' generic synthesis into two-input gates, for area, with ripple-carry adders.
 
-    synth -flatten -noalumacc -extra-map ripple.v; abc -g gates; opt_clean
+    synth -flatten -noalumacc -noshare -extra-map ripple.v; abc -g gates; opt_clean
 
 The library is AND, NAND, OR, NOR, XOR, XNOR, ANDNOT (a & ~b), ORNOT (a | ~b) and NOT, all of unit delay. Counts of
 two-input gates leave inverters out, as is the custom; a multiplexer is about three gates. Counts move by some per cent
@@ -32,7 +32,7 @@ YOSYS = {
 }
 
 SCRIPT = (
-    "read_verilog unit.v; synth -flatten -noalumacc -extra-map ripple.v -top {top}; abc -g gates; opt_clean; "
+    "read_verilog unit.v; synth -flatten -noalumacc -noshare -extra-map ripple.v -top {top}; abc -g gates; opt_clean; "
     "delete t:$scopeinfo; tee -o report.txt stat -json; tee -a report.txt ltp -noff"
 )
 

@@ -84,11 +84,11 @@ class Module:
 
     def wire(self, name: str, width: int, expression: str = "", comment: str = "") -> str:
         value = f" = {expression}" if expression else ""
-        self.lines.append(_commented(f"  wire {_range(width)}{name}{value};", comment))
+        self.lines += _statement(f"wire {_range(width)}{name}{value};", comment)
         return name
 
     def assign(self, name: str, expression: str, comment: str = "") -> None:
-        self.lines.append(_commented(f"  assign {name} = {expression};", comment))
+        self.lines += _statement(f"assign {name} = {expression};", comment)
 
     def raw(self, text: str) -> None:
         """Statements as they are (a clocked block)."""
@@ -96,9 +96,7 @@ class Module:
 
     def instance(self, module: str, name: str, connections: Mapping[str, str]) -> None:
         joined = ", ".join(f".{port}({wire})" for port, wire in connections.items())
-        self.lines += textwrap.wrap(
-            f"{module} {name} ({joined});", WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
-        )
+        self.lines += _statement(f"{module} {name} ({joined});")
 
     def port_width(self, name: str) -> int:
         return next(width for _, port, width in self.ports if port == name)
@@ -135,8 +133,15 @@ def _range(width: int) -> str:
     return f"[{width - 1}:0] " if width > 1 else ""
 
 
-def _commented(line: str, comment: str) -> str:
-    return f"{line}  // {comment}" if comment else line
+def _statement(text: str, comment: str = "") -> list[str]:
+    """One statement in lines that fit; its comment behind it, or above it where it is long."""
+    line = f"  {text}{f'  // {comment}' if comment else ''}"
+    if len(line) <= WIDTH:
+        return [line]
+    wrapped_text = textwrap.wrap(
+        text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False, break_long_words=False
+    )
+    return [*([f"  // {comment}"] if comment else []), *wrapped_text]
 
 
 def wrapped(text: str, prefix: str, width: int = WIDTH) -> str:

@@ -54,9 +54,12 @@ def grid(found: Unit, spec: fpsim.MatmulSpec, case: Case) -> tuple[dict[str, Arr
     rows, k = case.a.shape
     columns, steps = case.b.shape[1], k // found.terms
     i, j = (x.reshape(-1) for x in np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"))
+    order = np.arange(k)
+    if getattr(spec.accumulator, "order", "") == "odd-even":  # within each pair the odd k first; that is fed, not built
+        order = np.array([n for start in range(0, k, 2) for n in (start + 1, start) if n < k])
     ports = {
-        "a": on_port(case.a, spec.a)[i].reshape(-1, steps, found.terms),
-        "b": on_port(case.b, spec.b).T[j].reshape(-1, steps, found.terms),
+        "a": on_port(case.a, spec.a)[i][:, order].reshape(-1, steps, found.terms),
+        "b": on_port(case.b, spec.b).T[j][:, order].reshape(-1, steps, found.terms),
     }
     if case.scales is not None and spec.block is not None:
         each = max(found.terms // spec.block, 1)  # scales that a step reads

@@ -1,5 +1,7 @@
 """Gate counts made now are the shipped ones."""
 
+import resource
+
 import pytest
 
 import fpsim
@@ -42,9 +44,12 @@ def test_a_module_that_is_not_there() -> None:
 
 @pytest.mark.slow
 def test_every_shipped_count() -> None:
+    """And none of a multiply-accumulate takes a minute of processor time."""
     needs_tools()
     for row in defaults.rows():
         if rtl.unit(row.spec, row.bits).terms == 1:
+            started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
             fresh, kept = rtl.gates(row.spec, row.bits, fresh=True), rtl.gates(row.spec, row.bits)
             assert (fresh.step, fresh.readout) == (kept.step, kept.readout), row.label
+            assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - started < 60, row.label
     assert fresh.origin == counts.version()
