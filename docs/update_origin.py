@@ -1,0 +1,287 @@
+"""Keeps the origin study's results: small tables, a few pictures, and where they come from.
+
+    fpsim run experiments/origin.toml --device cuda && python docs/update_origin.py runs/origin-*
+
+Writes experiments/origin/: `results.csv` (one row per pipeline, steps, configuration and metric), `pairs.csv`
+(differences between two configurations on the same prompts and seeds), `provenance.toml` and `pictures-*.png`; and the
+tables of docs/origin.md and README.md between their markers. Numbers are copied, never typed.
+"""
+
+import base64
+import io
+import json
+import re
+import sys
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from analysis import plots
+from analysis.metrics import bootstrap
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / "experiments" / "origin"
+
+METRICS = ("correct", "correct_change", "recovery", "psnr", "ssim", "residual", "frechet", "frechet_full", "zeros")
+COLUMNS = ("configuration", "metric", "value", "low", "high", "prompts")
+
+#: compared although their names do not say so: the best of floats against the best of integers, at each width
+RIVALS = (
+    ("fp8-w8a8+per-tensor+asymmetric fp-search", "int8-w8a8+asymmetric q-diffusion"),
+    ("fp8-w8a8+per-tensor+asymmetric fp-search", "int8-w8a8+dynamic"),
+    ("fp8-w8a8+asymmetric fp-search", "int8-w8a8+dynamic"),
+    ("fp4-w4a8+asymmetric fp-ptq", "int4-w4a8+asymmetric q-diffusion"),
+    ("fp4-w4a8+asymmetric fp-ptq", "int4-w4a8+dynamic q-diffusion"),
+    ("fp4-w4a8+dynamic fp-ptq", "int4-w4a8+dynamic q-diffusion"),
+)
+
+#: rows of the picture strips
+SHOWN = (
+    "fp32",
+    "fp32, another seed",
+    "fp8-w8a8+per-tensor",
+    "int8-w8a8+per-tensor",
+    "fp4-w4a8+per-tensor",
+    "int4-w4a8+per-tensor",
+    "fp4-w4a8+asymmetric fp-ptq",
+    "int4-w4a8+asymmetric q-diffusion",
+    "mxfp4",
+    "nvfp4",
+)
+
+
+def main(runs: list[Path]) -> None:
+    found = [(run, json.loads((run / "results.json").read_text())) for run in runs]
+    found.sort(key=lambda pair: (_quality(pair[1])["steps"] != 20, _order(_quality(pair[1])["pipeline"])))
+    KEPT.mkdir(exist_ok=True)
+    pd.concat([results(*pair) for pair in found]).to_csv(KEPT / "results.csv", index=False, float_format="%.6g")
+    pd.concat([pairs(*pair) for pair in found]).to_csv(KEPT / "pairs.csv", index=False, float_format="%.6g")
+    (KEPT / "provenance.toml").write_text(provenance([result for _, result in found]))
+    for _, result in found:
+        if _quality(result)["steps"] == 20:
+            (KEPT / f"pictures-{_quality(result)['pipeline']}.png").write_bytes(pictures(result))
+    write_tables()
+
+
+def _order(pipeline: str) -> tuple[bool, bool]:
+    """U-Net before transformer, plain before outliers."""
+    return "outlier" in pipeline, "dit" in pipeline
+
+
+def _quality(result: dict[str, Any]) -> dict[str, Any]:
+    quality: dict[str, Any] = result["experiment"]["quality"]
+    return quality
+
+
+def _keyed(frame: pd.DataFrame, result: dict[str, Any]) -> pd.DataFrame:
+    frame.insert(0, "steps", _quality(result)["steps"])
+    frame.insert(0, "pipeline", _quality(result)["pipeline"])
+    return frame
+
+
+def results(run: Path, result: dict[str, Any]) -> pd.DataFrame:
+    """The quality table without what can be looked up elsewhere."""
+    frame = pd.DataFrame(result["quality"])
+    return _keyed(frame[frame.metric.isin(METRICS)][list(COLUMNS)], result)
+
+
+def pairs(run: Path, result: dict[str, Any]) -> pd.DataFrame:
+    """second - first on equal prompts and seeds, with the bootstrap interval of the difference."""
+    scores = pd.read_csv(run / "scores.csv")
+    by_label = dict(iter(scores.groupby("configuration", sort=False)))
+    rows = []
+    for first, second in rivals(list(by_label)):
+        a, b = by_label[first], by_label[second]
+        for metric in ("correct", "residual", "psnr"):
+            if a[metric].isna().any() or len(a) != len(b):
+                continue
+            difference = b[metric].to_numpy(float) - a[metric].to_numpy(float)
+            interval = bootstrap(difference[np.isfinite(difference)])
+            rows.append((first, second, metric, interval.estimate, interval.low, interval.high, len(a)))
+    return _keyed(
+        pd.DataFrame(rows, columns=["first", "second", "metric", "difference", "low", "high", "prompts"]), result
+    )
+
+
+def rivals(labels: list[str]) -> list[tuple[str, str]]:
+    """Which configurations to compare: floats with integers in the same recipe, every method with nearest, RIVALS."""
+    found = []
+    for first, second in permutations(labels, 2):
+        twin = re.sub(r"^int(\d)", r"fp\1", second)
+        nearest = second.split(" ")[0]
+        if (second.startswith("int") and first == twin) or (first == nearest and " " in second):
+            found.append((first, second))
+    return found + [pair for pair in RIVALS if set(pair) <= set(labels)]
+
+
+def provenance(found: list[dict[str, Any]]) -> str:
+    """Where the numbers come from, as TOML."""
+    lines = [
+        "# Written by docs/update_origin.py. The experiment file may list more than was measured.",
+        'kind = "measured"',
+        'command = "fpsim run experiments/origin.toml --device cuda"',
+    ]
+    for result in found:
+        surroundings = result["surroundings"]
+        lines += ["", "[[run]]"]
+        fields = {
+            "pipeline": _quality(result)["pipeline"],
+            "steps": _quality(result)["steps"],
+            "prompts": _quality(result)["prompts"],
+            "key": result["key"],
+            "date": result["date"],
+            "machine": result["machine"],
+            **{name: surroundings[name] for name in ("device", "torch", "diffusers", "sources", "checkpoint")},
+        }
+        lines += [f"{name} = {json.dumps(value)}" for name, value in fields.items()]
+        lines.append(f"seconds = {sum(result['seconds'].values()):.0f}")
+    return "\n".join(lines) + "\n"
+
+
+def pictures(result: dict[str, Any], columns: int = 6) -> bytes:
+    """The same prompts and seeds through a choice of configurations."""
+    rows = {row["label"]: row for row in result["grid"]["rows"]}
+    grid = [
+        plots.GridRow(
+            label=label,
+            remark=rows[label]["remark"],
+            images=[None if code is None else _decoded(code) for code in rows[label]["images"][:columns]],
+        )
+        for label in SHOWN
+        if label in rows
+    ]
+    return plots.image_grid(grid, result["grid"]["captions"][:columns])
+
+
+def _decoded(code: str) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    data = base64.b64decode(code)
+    image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=np.float32) / 255
+    return image.transpose(2, 0, 1)
+
+
+#: README's rows: what a reader looks for first
+SHORT = (
+    "fp32, another seed",
+    "fp8-w8a8",
+    "int8-w8a8",
+    "int8-w8a8+dynamic",
+    "fp4-w4a8",
+    "int4-w4a8",
+    "fp4-w4a8 gptq",
+    "int4-w4a8 gptq",
+    "fp4-w4a8+asymmetric fp-ptq",
+    "int4-w4a8+asymmetric q-diffusion",
+    "fp4-w4a4+dynamic",
+    "int4-w4a4+dynamic",
+    "nvfp4",
+    "nvfp4+keep-edges adaround transform=hadamard",
+)
+
+
+def write_tables() -> None:
+    """The generated blocks of docs/origin.md and README.md, and the figure that both show."""
+    frame = pd.read_csv(KEPT / "results.csv")
+    main_steps = frame[frame.steps == 20]
+    (ROOT / "docs" / "images" / "origin.png").write_bytes(figure(main_steps))
+    labels = list(dict.fromkeys(main_steps.configuration))
+    _replace(ROOT / "docs" / "origin.md", "table", table(main_steps, labels))
+    _replace(ROOT / "docs" / "origin.md", "steps", few_steps(frame))
+    _replace(ROOT / "README.md", "origin", table(main_steps, list(SHORT)))
+
+
+def _replace(path: Path, name: str, block: str) -> None:
+    marker = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    text, count = marker.subn(lambda found: f"{found[1]}{block}{found[2]}", path.read_text())
+    if count != 1:
+        sys.exit(f"{path.name} must hold the markers <!-- {name} --> and <!-- /{name} --> once")
+    path.write_text(text)
+
+
+def table(frame: pd.DataFrame, labels: list[str]) -> str:
+    """Change of prompts obeyed in points with its interval, then PSNR, for every pipeline."""
+    cells = frame.set_index(["pipeline", "configuration", "metric"])
+    pipelines = list(dict.fromkeys(frame.pipeline))
+    lines = ["| configuration | " + " | ".join(pipelines) + " |", "|---" * (1 + len(pipelines)) + "|"]
+    for label in labels:
+        row = [_cell(cells, pipeline, label) for pipeline in pipelines]
+        if any(row) and label != "fp32":
+            lines.append(f"| {label} | " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(cells: pd.DataFrame, pipeline: str, label: str) -> str:
+    if (pipeline, label, "correct_change") not in cells.index:
+        return ""
+    change, psnr = (cells.loc[(pipeline, label, metric)] for metric in ("correct_change", "psnr"))
+    points = [round(100 * value, 1) + 0.0 for value in (change.value, change.low, change.high)]  # no minus before zero
+    return "{:+.1f} ({:+.1f} to {:+.1f}), ".format(*points) + f"{psnr.value:.1f} dB"
+
+
+def few_steps(frame: pd.DataFrame) -> str:
+    """Prompts obeyed at every number of steps, of what was measured at more than one."""
+    correct = frame[frame.metric == "correct"]
+    several = correct.groupby(["pipeline", "configuration"]).steps.transform("nunique") > 1
+    wide = correct[several].pivot(index=["pipeline", "configuration"], columns="steps", values="value")
+    order = [
+        key for key in dict.fromkeys(zip(correct.pipeline, correct.configuration, strict=True)) if key in wide.index
+    ]
+    heads = [f"{steps} steps" for steps in wide.columns]
+    lines = ["| pipeline | configuration | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
+    for pipeline, label in order:
+        values = ["" if np.isnan(value) else f"{100 * value:.1f}" for value in wide.loc[(pipeline, label)]]
+        lines.append(f"| {pipeline} | {label} | " + " | ".join(values) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def figure(frame: pd.DataFrame) -> bytes:
+    """Floats beside integers in equal recipes: PSNR to full precision, a panel per pipeline."""
+    from matplotlib.figure import Figure
+
+    psnr = frame[frame.metric == "psnr"].set_index(["pipeline", "configuration"])
+    labels = list(dict.fromkeys(frame.configuration))
+    recipes = [
+        (label, label.replace("fp", "int", 1))
+        for label in labels
+        if re.match(r"fp\d-", label) and label.replace("fp", "int", 1) in labels
+    ]
+    pipelines = list(dict.fromkeys(frame.pipeline))
+    drawn = Figure(figsize=(3.1 * len(pipelines) + 2.4, 0.26 * len(recipes) + 1.4), dpi=144, facecolor="white")
+    axes = drawn.subplots(1, len(pipelines), sharey=True, squeeze=False)[0]
+    for panel, pipeline in zip(axes, pipelines, strict=True):
+        for line, pair in enumerate(recipes):
+            values = [psnr.loc[(pipeline, label)] for label in pair if (pipeline, label) in psnr.index]
+            if len(values) < 2:
+                continue
+            panel.plot([row.value for row in values], [line, line], color="#bbb", lw=1.5, zorder=1)
+            for row, colour, name in zip(values, ("#1b6ca8", "#c8553d"), ("floating point", "integers"), strict=True):
+                panel.errorbar(
+                    row.value, line, xerr=[[row.value - row.low], [row.high - row.value]], fmt="o", ms=4.5,
+                    color=colour, lw=1, label=name if line == 0 else None, zorder=2,
+                )  # fmt: skip
+        floor = psnr.loc[(pipeline, "fp32, another seed")].value
+        panel.axvline(floor, color="#999", lw=0.8, ls=":")
+        panel.set_title(pipeline, fontsize=9)
+        panel.set_xlabel("PSNR to full precision, dB", fontsize=8)
+        panel.tick_params(labelsize=7.5)
+        panel.grid(axis="y", lw=0.3)
+        for side in ("top", "right"):
+            panel.spines[side].set_visible(False)
+    axes[0].set_yticks(range(len(recipes)), [label.replace("fp", "fp|int", 1) for label, _ in recipes])
+    axes[0].invert_yaxis()
+    axes[0].legend(fontsize=7.5, frameon=False, loc="lower right")
+    drawn.tight_layout()
+    out = io.BytesIO()
+    drawn.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+if __name__ == "__main__":
+    given = [Path(name) for name in sys.argv[1:]]
+    finished = [path for path in given if (path / "results.json").is_file()]
+    if not finished:
+        sys.exit("usage: python docs/update_origin.py RUN_DIRECTORY... (finished runs, with results.json)")
+    main(finished)
