@@ -29,7 +29,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from IPython.display import Image, display
+from IPython.display import Image
 
 KEPT = next(path for path in (Path("../experiments/origin"), Path("experiments/origin")) if path.is_dir())
 everything = pd.read_csv(KEPT / "results.csv")
@@ -54,7 +54,7 @@ def difference(first: str, second: str, pipeline: str, metric: str = "correct") 
 # The same prompts and the same noise in every row.
 
 # %%
-display(Image(filename=KEPT / "pictures-shapes-dit.png", width=900))
+Image(filename=KEPT / "pictures-shapes-dit.png", width=900)
 
 # %% [markdown]
 # ## Claim 1: FP8 weights and activations cannot be told from full precision
