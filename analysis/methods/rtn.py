@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 
+AXES = _axes.Axes()
+
+
 def quantize(request: Request) -> "Mapping[str, Module]":
     """The scheme's own quantizers, layer by layer. ValueError for an option that is no axis."""
     if request.options:
-        return _axes.quantize(request, _axes.Axes().over(request.options))
+        return _axes.quantize(request, AXES.over(request.options))
     return {layer.path: request.build(layer) for layer in request.layers}

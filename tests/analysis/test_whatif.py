@@ -288,7 +288,7 @@ def mistake(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> st
         (("steps = 2", "step = 2"), "quality: unknown key 'step'; did you mean 'steps'"),
         (('"shapes-sd"\nprompts', '"shapes-sdd"\nprompts'), "no pipeline 'shapes-sdd'; give an embedded"),
         (('scheme = ["fp32"', 'method = "rtm"\nscheme = ["fp32"'), "unknown method 'rtm'; did you mean"),
-        (('scheme = ["fp32"', 'options = { rank = 4 }\nscheme = ["fp32"'), "method rtn has no options"),
+        (('scheme = ["fp32"', 'options = { ranks = 4 }\nscheme = ["fp32"'), "unknown option 'ranks'; did you"),
         (('scheme = ["fp32"', 'method = "gptq"\noptions = { rnk = 4 }\nscheme = ["fp32"'), "unknown option 'rnk'; did"),
         (('scheme = ["fp32"', 'method = "gptq"\noptions = { rank = "4" }\nscheme = ["fp32"'), "fp32 gptq rank=4"),
         (("[cost]", '[schemes.own]\nrules = [{ weight = { format = "int8" } }]\n[cost]'), "'own' is described but"),
