@@ -29,7 +29,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import reduce
 from types import MappingProxyType
 from typing import Any
 
@@ -178,17 +177,10 @@ def _gemm(given: Sequence[Floats], warm: bool, mach: Machine, p: Parameters) -> 
     return parts[0][1] if len(parts) == 1 else join(parts, len(m))
 
 
-def _faster(one: Times, other: Times) -> Times:
-    better = other.total < one.total
-    return Times(
-        **{item.name: np.where(better, getattr(other, item.name), getattr(one, item.name)) for item in fields(Times)}
-    )
-
-
 def _fastest(
     given: Sequence[Floats], tiles: Columns, splits: Sequence[int], warm: bool, mach: Machine, p: Parameters
 ) -> Times:
-    """The fastest of some tiles and splits of k for each kernel; tiles along the second axis."""
+    """The fastest of some tiles and splits of k for each kernel: arrays of (kernels, splits, tiles)."""
     m, n, k, batch, rate, read, weight, write, shared, implicit, once = given
     tm, tn = tiles
     f, engine = mach.clock, mach.engine
@@ -199,7 +191,9 @@ def _fastest(
     loads = tm * read + tn * (weight / 2 if buffered else weight)
     multiply = np.maximum(tm * tn * (2 / (rate * getattr(p, f"efficiency_{engine}"))), loads / p.load_bytes)
     store = tm * tn * (write / p.store_bytes)
-    edge = 0.0 if buffered else getattr(p, f"prologue_{engine}") * (1 + (IMPLICIT_PROLOGUE - 1) * implicit) + store
+    edge = np.zeros_like(store)
+    if not buffered:
+        edge = getattr(p, f"prologue_{engine}") * (1 + (IMPLICIT_PROLOGUE - 1) * implicit) + store
     fan = 1.0 if engine == "mma" else CLUSTER
     traffic = np.minimum(
         tm * read / np.minimum(columns, fan) + tn * weight, tm * read + tn * weight / np.minimum(rows, fan)
@@ -207,32 +201,38 @@ def _fastest(
     l2_rate = mach.units * p.l2_bytes * f
     memory = _memory(m, n, k, batch, read, weight, write, shared, rows, columns, once, warm, mach, p, tiles)
     tail = np.maximum(p.tail, implicit * IMPLICIT_TAIL)
-
-    def cut(split: int) -> Times:
-        number = rows * columns * (split * batch)
-        waves = number / mach.units
-        whole = np.floor(waves)
-        waves = np.maximum(whole + np.where(waves > whole, tail + (1 - tail) * (waves - whole), 0.0), 1.0)
-        depth = np.ceil(k * read / (split * K_BYTES)) * (K_BYTES / read)
-        compute = (waves * (multiply * depth + edge) - edge) / f
-        start = np.minimum((tm * read + tn * weight) * depth, p.fill_window) / p.fill_bytes
-        start = (start + (store if buffered else edge)) / f
-        l2 = (number * traffic * depth + batch * m * n * write) / l2_rate
-        total = start + together(compute, l2, memory)
-        total += p.fixed if split == 1 else p.fixed + p.split_fixed + split * batch * m * n * (PARTIAL / l2_rate)
-        return _least(total, compute, memory, l2, start, p.fixed)
-
-    return reduce(_faster, map(cut, splits))
-
-
-def _least(total: Floats, compute: Floats, memory: Floats, l2: Floats, start: Floats, fixed: float) -> Times:
-    """The terms of each row's least total."""
-    best = total.argmin(axis=1)[:, None]
+    split = np.array(splits, dtype=np.float64)[:, None]
+    number = _deep(rows * columns * batch) * split
+    waves = number / mach.units
+    whole = np.floor(waves)
+    tail = _deep(tail)
+    waves = np.maximum(whole + np.where(waves > whole, tail + (1 - tail) * (waves - whole), 0.0), 1.0)
+    depth = np.ceil(_deep(k * read) / (split * K_BYTES)) * _deep(K_BYTES / read)
+    compute = (waves * (_deep(multiply) * depth + _deep(edge)) - _deep(edge)) / f
+    fill = np.minimum(_deep(tm * read + tn * weight) * depth, p.fill_window) / p.fill_bytes
+    begin = (fill + _deep(store if buffered else edge)) / f
+    l2 = (number * _deep(traffic) * depth + _deep(batch * m * n * write)) / l2_rate
+    total = p.fixed + begin + together(compute, l2, _deep(memory))
+    if len(splits) > 1:
+        added = p.split_fixed + split * _deep(batch * m * n) * (PARTIAL / l2_rate)
+        total += np.where(split == 1, 0.0, added)
+    best = total.reshape(len(total), -1).argmin(axis=1)[:, None]
 
     def take(term: Floats) -> Floats:
-        return np.take_along_axis(np.broadcast_to(term, total.shape), best, axis=1)[:, 0]
+        return np.take_along_axis(np.broadcast_to(term, total.shape).reshape(len(total), -1), best, axis=1)[:, 0]
 
-    return Times(total=take(total), compute=take(compute), memory=take(memory), launch=fixed + take(start), l2=take(l2))
+    return Times(
+        total=take(total),
+        compute=take(compute),
+        memory=take(_deep(memory)),
+        launch=p.fixed + take(begin),
+        l2=take(l2),
+    )
+
+
+def _deep(columns: Floats) -> Floats:
+    """(kernels, tiles) as (kernels, 1, tiles)."""
+    return columns[:, None, :]
 
 
 def _memory(

@@ -6,7 +6,8 @@ time = launches * `pointwise_fixed` + chain + max(L2, memory, elements), where
 * elements that cost an index or arithmetic finish at `scalar_rate` and `math_rate` per SM and clock;
 * a chain is `steps` dependent accesses of `latency` cycles (half of it from L2), once per wave of blocks.
 
-A max-abs over a whole tensor has its own launch cost and share of the bandwidth (`amax_fixed`, `amax_hbm`).
+A max-abs over a whole tensor has its own launch cost, `amax_fixed`, and too few loads in flight to saturate the memory:
+every SM streams `amax_bytes` per clock from it, twice that from L2, whatever the bandwidth.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def pointwise(size: Floats, flops: Floats, work: Sequence[Passes], mach: Machine
     maximum = column("maximum") > 0
     clocks = mach.units * mach.clock
     l2 = size / (clocks * L2_STREAM[mach.engine])
-    memory = size * (1 - held) / (mach.bandwidth * np.where(maximum, p.amax_hbm, p.pointwise_hbm))
+    memory = size * (1 - held) / (mach.bandwidth * p.pointwise_hbm)
+    memory = np.maximum(memory, np.where(maximum, size * (1 - held / 2) / (clocks * p.amax_bytes), 0.0))
     elements = (column("scalar") / p.scalar_rate + column("math") / p.math_rate) / clocks
     compute = np.maximum(elements, flops / mach.vector if mach.vector else 0.0)
     waves = np.maximum(column("rows") / (mach.units * column("row_blocks")), 1.0)

@@ -37,7 +37,7 @@ class Parameters:
     pointwise_fixed: float
     pointwise_hbm: float
     amax_fixed: float
-    amax_hbm: float
+    amax_bytes: float
     scalar_rate: float
     math_rate: float
     latency: float
