@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from analysis.methods import Layer, Request, _learned
-from analysis.methods._learned import BUDGETS, WHOLE
+from analysis.methods._learned import BIASES, BUDGETS
 from analysis.methods._prepare import Prepared, prepare
 from analysis.runner.calibrate import Calibration
 from analysis.runner.load import denoiser_name
@@ -82,18 +82,18 @@ def quantize(request: Request, calibration: Calibration, axes: "Axes") -> dict[s
                 prepared += ready
                 if behind:
                     _put(working, {one.layer.path: one.build(request) for one in ready})
-            if axes.rounding == "learned" and axes.scope != "denoiser":
+            if axes.rounding == "learned":
                 prepared = _learned.learn(denoiser.get_submodule(path), path, prepared, seen, axes, axes.of(BUDGETS))
             built = {one.layer.path: one.build(request) for one in prepared}
             made |= built
             if behind:
                 _put(working, built)
-            if axes.scope != "blocks":
+            if axes.biases == "learned":
                 everything += prepared
             met.after(path)
-    if axes.rounding == "learned" and axes.scope != "blocks":
+    if axes.biases == "learned":
         seen = _whole(denoiser, samples, calibration)
-        everything = _learned.learn(denoiser, "", everything, seen, axes, axes.of(WHOLE))
+        everything = _learned.learn(denoiser, "", everything, seen, replace(axes, learn_steps=False), axes.of(BIASES))
         made = {one.layer.path: one.build(request) for one in everything}
     return made
 

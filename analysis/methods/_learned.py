@@ -59,8 +59,8 @@ LOW, HIGH = -0.1, 1.1  # h reaches 0 and 1 at finite a
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long to learn: steps per unit, samples per step, Adam's step sizes, lambda, h on the side of the start, and
-    the share of steps without the second term."""
+    """How long to learn: steps per unit, samples per step, Adam's step sizes (0: not learned), lambda, h on the side of
+    the start, and the share of steps without the second term."""
 
     steps: int
     rate: float
@@ -70,23 +70,24 @@ class Budget:
     certainty: float = 0.95
     warm: float = 0.2
     bias_rate: float = 0.0
-    aware: bool = True
 
 
-#: What the axis `budget` names: for units, and for the denoiser as a whole.
+#: What the axis `budget` names.
 BUDGETS: Mapping[str, Budget] = MappingProxyType(
     {"short": Budget(steps=80, rate=0.04), "long": Budget(steps=300, rate=0.02)}
 )
-WHOLE: Mapping[str, Budget] = MappingProxyType(
-    {"short": Budget(steps=200, rate=0.02, bias_rate=1e-3), "long": Budget(steps=1000, rate=0.01, bias_rate=1e-3)}
+#: Biases alone, at the output of the denoiser as a whole.
+BIASES: Mapping[str, Budget] = MappingProxyType(
+    {"short": Budget(steps=80, rate=0.0, bias_rate=1e-3), "long": Budget(steps=300, rate=0.0, bias_rate=1e-3)}
 )
 
 
 def learn(
     unit: Module, path: str, prepared: Sequence[Prepared], seen: "Seen", axes: "Axes", budget: Budget
 ) -> list[Prepared]:
-    """`prepared` with learned roundings (and activation steps), where that helps on samples held back."""
-    variables = [_Rounding(one, path, budget.certainty, budget.aware) for one in prepared if learnable(one)]
+    """`prepared` with what `budget` has learned: roundings, biases, activation steps; where that helps on samples held
+    back."""
+    variables = [_Rounding(one, path, budget.certainty) for one in prepared if budget.rate and learnable(one)]
     inputs = [
         _Input(one, path, part, index, axes.learn_steps) for one in prepared for index, part in enumerate(one.parts)
     ]
@@ -170,7 +171,7 @@ def _effective(one: Prepared, rounded: Tensor | None) -> Tensor:
 class _Rounding:
     """The rounding variable of one weight."""
 
-    def __init__(self, one: Prepared, unit: str, certainty: float, aware: bool = True) -> None:
+    def __init__(self, one: Prepared, unit: str, certainty: float) -> None:
         step, zero = one.spread(lambda scales: scales.step), one.spread(lambda scales: scales.zero)
         if step is None or one.rounded is None:
             raise ValueError(f"layer {one.layer.path} has no grid to learn on")
@@ -185,7 +186,7 @@ class _Rounding:
         up = (begin - self.lower - self.unit).abs() < (begin - self.lower).abs()
         h = torch.where(up, certainty, 1 - certainty)
         size = self.unit * step
-        self.size = (size / size.max().clamp(min=2.0**-126)).clamp(min=2.0**-8) if aware else torch.ones_like(size)
+        self.size = (size / size.max().clamp(min=2.0**-126)).clamp(min=2.0**-8)
         self.variable = (torch.log((h - LOW) / (HIGH - h)) * self.size).requires_grad_()
         self.rest = _effective(one, one.rounded) - one.rounded if one.branch is not None else None
 
