@@ -60,10 +60,7 @@ class Row:
 
     @property
     def preparation(self) -> float:
-        """Relative time of quantizing the pipeline, 0 where it is not worth keeping or, on an accumulator of its own,
-        cannot be kept."""
-        if self.configuration.accumulator is not None:
-            return 0.0
+        """Relative time of quantizing the pipeline, 0 where it is not worth keeping."""
         return PREPARATION.get(self.configuration.method, SOME) if self.role == "configuration" else 0.0
 
 

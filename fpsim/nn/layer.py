@@ -18,9 +18,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from fpsim.engines import ENGINES, engine
 from fpsim.formats import BlockFormat, Format
-from fpsim.nn import functional, fused, packing, scaling, transforms
+from fpsim.nn import functional, fused, packing, scaling, specs, transforms
 from fpsim.nn.clock import Clock
 from fpsim.nn.quantizer import Quantizer
 from fpsim.nn.scaling import Scales
@@ -141,7 +140,7 @@ class QuantizedLayer(nn.Module):
         activation, spec, bounds = recipe["activation"], recipe["spec"], recipe["clock"]
         made.weight_quantizer = Quantizer(**recipe["weight"])
         made.activation_quantizer = None if activation is None else Quantizer(**activation)
-        made.spec = None if spec is None else engine(**spec)
+        made.spec = None if spec is None else specs.from_dict(spec)
         made.transform = transforms.from_recipe(recipe["transform"], source.weight.shape[1], cls.CHANNEL_AXIS)
         with torch.device("meta"):
             made.branch = None if recipe["rank"] is None else cls.blank_branch(source, recipe["rank"])
@@ -157,13 +156,9 @@ class QuantizedLayer(nn.Module):
         return made
 
     def recipe(self) -> dict[str, Any]:
-        """What `blank` needs to build an equal layer, as plain values. ValueError for a spec that is no engine's."""
+        """What `blank` needs to build an equal layer, as plain values. ValueError for a spec that cannot be saved."""
         spec = self.spec
-        if spec is not None and spec.engine not in ENGINES:
-            raise ValueError("only schemes whose matrix engines have a name can be saved")
-        plain = None
-        if spec is not None:
-            plain = {"name": spec.engine, "a": spec.a.name, "b": spec.b.name, "scale": spec.scale, "block": spec.block}
+        plain = None if spec is None else specs.to_dict(spec)
         return {
             "weight": asdict(self.weight_quantizer),
             "activation": None if self.activation_quantizer is None else asdict(self.activation_quantizer),
