@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint bench bench-gpu notebooks clean help
+.PHONY: demo test test-slow lint bench bench-gpu gpu-model notebooks docs clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,13 +31,20 @@ bench: .venv-bench/installed  ## speed against peers, side by side in one run; p
 bench-gpu:  ## the same on an NVIDIA GPU, with PYTHON=python of an environment that has CUDA torch and fpsim[cuda]
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu.py --write docs/benchmarks-gpu.md
 
+gpu-model: .venv/installed-test  ## error tables of the GPU model from the committed measurements, into docs/gpu-model.md
+	$(BIN)/python docs/update_gpu_model.py
+
 notebooks: .venv/installed-test  ## execute, refresh and pair the notebooks without leaving a diff
 	$(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=300 notebooks
 	$(BIN)/nbstripout --keep-output --extra-keys metadata.language_info notebooks/*.ipynb
 	$(BIN)/jupytext --sync notebooks/*.ipynb
 
+docs: .venv/installed-test  ## the documentation site, into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
 clean:  ## remove the environment and the caches
-	rm -rf .venv .venv-bench .mypy_cache .ruff_cache .pytest_cache build dist
+	rm -rf site .venv .venv-bench .mypy_cache .ruff_cache .pytest_cache build dist
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("fpsim needs Python 3.11 or newer; set PYTHON=python3.12, say" if sys.version_info < (3, 11) else 0)'
