@@ -53,5 +53,4 @@ ENGINES = (
     ("volta/mma", "f16", None, None),
     ("ampere/mma", "f16", None, None),
     ("ada/mma", "e4m3", None, None),
-    ("hopper/wgmma", "e4m3", None, None),
 )

@@ -6,7 +6,7 @@ from fpsim.formats import Format, container, scalar_format
 
 from .operand import decode, port_width
 from .rounding import rounder
-from .special import ENGINE_NAN, Specials, chain_specials
+from .special import ENGINE_NAN, Specials
 from .text import Design, Module, constant, identifier
 
 
@@ -41,9 +41,13 @@ def converter(design: Design, source: Format, target: Format) -> Module:
 
 
 def conversion_specials(target: Format) -> Specials:
-    """NaN is the engine's where it has one for the format, else the format's own; Inf in a format without is NaN."""
+    """The "ocp-nonsat" conversion: beyond the range Inf, else a NaN with the sign, else the largest value.
+
+    A NaN that comes in is the engine's where it has one for the format, else the format's own.
+    """
     row = scalar_format(target)
-    found = chain_specials(row, "rne", "infinity")
     own = row.max_code if row.nan_code is None else row.nan_code
-    nan = ENGINE_NAN.get(row.name, own << row.shift)
-    return Specials(nan=nan, infinite=found.infinite, too_large=found.too_large)
+    beyond = own if row.infinity_code is None else row.infinity_code
+    minus = 0 if beyond == row.nan_code and row.nan == "negative-zero" else row.sign_bit
+    infinite = beyond << row.shift, (beyond | minus) << row.shift
+    return Specials(nan=ENGINE_NAN.get(row.name, own << row.shift), infinite=infinite, too_large=infinite)

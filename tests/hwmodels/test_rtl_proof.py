@@ -219,7 +219,7 @@ def test_integer_results_in_another_format(out: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("a", "bits"), [("e2m1", 9), ("e2m1", 16), ("e4m3", 32), ("e3m2", 20)])
+@pytest.mark.parametrize(("a", "bits"), [("e2m1", 9), ("e2m1", 11), ("e4m3", 32), ("e3m2", 20)])
 def test_a_narrow_register_wraps(a: str, bits: int) -> None:
     """A register narrower than the sum keeps its low bits: integer sums of scaled values, wrapped, say what is left."""
     row, rng = fpsim.format(a), np.random.default_rng(5)
@@ -227,11 +227,11 @@ def test_a_narrow_register_wraps(a: str, bits: int) -> None:
     built = simulated(spec, bits)
     codes = [random_codes(rng, row, shape) for shape in ((40, 200), (200, 40))]
     for array in codes:
-        array[(array & 0x7F) > row.max_code] = 0
+        array[(array & (row.sign_bit - 1)) > row.max_code] = 0
     unit_bits = row.mantissa_bits - row.minimum_exponent
     whole = [np.round(fpsim.decode(array, row) * 2.0**unit_bits).astype(np.int32) for array in codes]
-    sums = fpsim.matmul(*whole, fpsim.MatmulSpec("int24", "int24", IntegerAccumulator(bits)))
-    assert (np.abs(sums.astype(np.int64)) > 1 << (bits - 2)).any()
+    sums, exact = (fpsim.matmul(*whole, fpsim.MatmulSpec("int24", "int24", IntegerAccumulator(n))) for n in (bits, 63))
+    assert (sums != exact).any()
     want = (sums * 2.0 ** (-2 * unit_bits)).astype(np.float32)
     i, j = (x.reshape(-1) for x in np.meshgrid(np.arange(40), np.arange(40), indexing="ij"))
     got = built.sums({"a": codes[0][i], "b": codes[1].T[j]})
