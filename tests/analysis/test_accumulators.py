@@ -16,6 +16,7 @@ from analysis.accumulator_plot import draw
 from analysis.accumulator_runs import on_accumulator
 from analysis.accumulators import ALL, Candidate, Found, Row, Study, grid, study
 from analysis.cli import main
+from analysis.experiment import Experiment
 from analysis.partial_sums import (
     adversary,
     beyond,
@@ -29,8 +30,13 @@ from analysis.partial_sums import (
     watched,
     width,
 )
+from analysis.plan import Plan
+from analysis.pricing import price
 from analysis.registers import Register, register_of
+from analysis.registry import workload
 from analysis.runner import calibrate
+from analysis.runner.quantize import engine_for
+from analysis.silicon import spelled
 from fpsim import counts
 from fpsim.accumulators import IntegerAccumulator
 from fpsim.nn import counting
@@ -284,3 +290,49 @@ def test_a_study_finds_the_order_that_theory_has(tmp_path) -> None:
     assert chain.psnr == pytest.approx(wide.psnr, abs=1)
     assert (tmp_path / found.folder.name / "accumulators.png").is_file()
     assert study(asked, tmp_path).rows == found.rows  # kept, not measured again
+
+
+def experiment(**configuration: object) -> Experiment:
+    """One configuration on the template array."""
+    tree = {"name": "t", "configuration": [configuration], "cost": {"devices": ["my-npu"], "models": ["shapes-sd"]}}
+    return Experiment.from_dict(tree)
+
+
+def test_an_accumulator_in_words_does_as_an_engine() -> None:
+    made = experiment(scheme="int8-w8a8", engine="int16-saturate", method="oaq")
+    row = made.configuration[0]
+    assert (row.accumulator, row.arithmetic, row.label) == (
+        "int16-saturate", "exact", "int8-w8a8 oaq exact on int16-saturate",
+    )  # fmt: skip
+    rule = made.scheme_of(row).rules[0]
+    assert rule.activation is not None and rule.weight is not None  # noqa: PT018
+    assert engine_for(rule.spec or "", rule.activation, rule.weight) == fpsim.MatmulSpec(
+        "int8", "int8", IntegerAccumulator(16, "saturate")
+    )
+    assert experiment(scheme="int8-w8a8", engine="turing/mma").configuration[0].accumulator is None
+    for engine, words in (("hopper/wgma", "did you mean 'hopper/wgmma'"), ("int3.5", "nor is it an accumulator")):
+        wrong = experiment(scheme="int8-w8a8", engine=engine)
+        with pytest.raises(ValueError, match=f"unknown engine '{engine}'.*{words}"):
+            wrong.scheme_of(wrong.configuration[0])
+
+
+def test_the_cost_table_prices_exactly_that_accumulator() -> None:
+    tree = experiment(scheme="int8-w8a8").to_dict()
+    tree["configuration"] = [
+        {"scheme": "int8-w8a8", "engine": engine} if engine else {"scheme": "int8-w8a8"}
+        for engine in (None, "int32", "int24", "turing/mma")
+    ]
+    plan = Plan(Experiment.from_dict(tree), {"device": "cpu"})
+    rows = {row.configuration: row for row in price(plan)}
+    wide, narrow = rows["int8-w8a8 exact on int32"], rows["int8-w8a8 exact on int24"]
+    assert (wide.gates, narrow.gates) == tuple(spelled("int8", "int8", words)[0] for words in ("int32", "int24"))
+    assert wide.energy_per_image == rows["int8-w8a8"].energy_per_image
+    assert narrow.cycles_per_image == wide.cycles_per_image
+    assert wide.cycles_per_image == pytest.approx(wide.time_per_image * 1e9)  # my-npu runs at 1 GHz
+    assert "int8-w8a8 exact on turing/mma" not in rows  # costs what its scheme costs
+    # what the narrower unit saves on every product of two int8 codes, and nothing else
+    products = sum(
+        op.macs * op.count for op in workload("shapes-sd", 2).ops if type(op).__name__ in ("Gemm", "Conv2d") and op.path
+    )
+    each = spelled("int8", "int8", "int32")[1] - spelled("int8", "int8", "int24")[1]
+    assert wide.energy_per_image - narrow.energy_per_image == pytest.approx(each * products * 20, rel=1e-6)
