@@ -163,13 +163,11 @@ def prepare(
             weight = _aimed(weight, gram, ready, seen)
     bounds = _bounds(request, layer, axes)
     asked = layer if given is None else replace(layer, activation=None)  # input scales are there already
-    parts = tuple(
-        _part(request, asked, axes, seen, weight, gram, rows, start, stop, turned is not None) for start, stop in bounds
-    )
+    parts = tuple(_part(request, asked, axes, seen, weight, gram, rows, start, stop, turned) for start, stop in bounds)
     if len({part.weight.format for part in parts}) > 1:  # one grid for the whole weight: the first half's split
         chosen = replace(axes, split=False)
         like = replace(layer, weight=parts[0].weight)
-        again = [_part(request, like, chosen, seen, weight, gram, rows, *ends, False) for ends in bounds]
+        again = [_part(request, like, chosen, seen, weight, gram, rows, *ends, None) for ends in bounds]
         parts = tuple(
             replace(one, scales=other.scales, weight=other.weight) for one, other in zip(parts, again, strict=True)
         )
@@ -198,7 +196,7 @@ def _part(
     rows: "Tensor | None",
     start: int,
     stop: int,
-    transformed: bool,
+    turned: "Chain | None",
 ) -> Part:
     """Scales of one run of input channels."""
     from analysis.runner.statistics import as_matrix
@@ -216,14 +214,14 @@ def _part(
     activation, input_scales = layer.activation, None
     if activation is not None and activation.needs_calibration and seen is not None and kept is not None:
         low, high = float(seen.channel_low[start:stop].amin()), float(seen.channel_high[start:stop].amax())
-        if whole and not transformed and request.calibration is not None:  # which saw more images than a sample did
+        if whole and turned is None and request.calibration is not None:  # which saw more images than a sample did
             before = request.calibration.range(layer.path)
             low, high = min(low, before[0]), max(high, before[1])
         ends: tuple[tuple[float, float], ...] = ((low, high),)
-        if transformed:
-            ends = ((float(kept.min()), float(kept.max())),)
+        if turned is not None:
+            ends = (_transformed_ends(turned, seen, kept),)
         if activation.steps > 1:
-            if transformed or not whole:
+            if turned is not None or not whole:
                 raise ValueError(f"layer {layer.path}: timestep groups go with no transform and uncut inputs")
             ends = request.ranges(layer)
         activation, input_scales = _ranges.of_activation(
@@ -232,6 +230,18 @@ def _part(
     return Part(
         start=start, stop=stop, weight=quantizer, scales=scales, activation=activation, input_scales=input_scales
     )
+
+
+def _transformed_ends(turned: "Chain", seen: "Statistics", kept: "Tensor") -> tuple[float, float]:
+    """Range of a layer's transformed input: of everything that passed if channels are only scaled, else of a sample."""
+    from fpsim.nn.transforms import Smooth
+
+    low, high = seen.channel_low, seen.channel_high
+    for part in turned.parts:
+        if not isinstance(part, Smooth):
+            return float(kept.min()), float(kept.max())
+        low, high = low / part.factor, high / part.factor
+    return float(low.min()), float(high.max())
 
 
 def _gptq(made: Prepared, gram: "Tensor") -> "Tensor | None":
