@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.accumulators import ALL, Found, Row
-from analysis.plots import COLOURS, FONT, INK, RULE, SHAPES, SOFT, _frame, _png
+from analysis.plots import COLOURS, FONT, INK, SHAPES, SOFT, _frame, _png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +75,7 @@ def _quality(axes: "Axes", found: Found) -> None:
     axes.set_xlabel("bits of the register; below, gates of the multiply-accumulate", fontsize=8, color=SOFT)
     axes.set_ylabel("PSNR, dB", fontsize=8, color=SOFT)
     axes.margins(x=0.05, y=0.1)
-    axes.axhline(0, color=RULE, linewidth=0.5)
+    axes.set_ylim(bottom=0)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7.5, frameon=False, labelcolor=INK)
 
 
