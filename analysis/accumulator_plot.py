@@ -57,22 +57,24 @@ def _quality(axes: "Axes", found: Found) -> None:
     for index, (label, rows) in enumerate(_series(found.whole).items()):
         colour, shape = COLOURS[index % len(COLOURS)], SHAPES[index % len(SHAPES)]
         points = sorted((row for row in rows if row.psnr is not None), key=lambda row: row.bits or 0)
-        where = [row.bits or 0 for row in points]
+        aside = 0.12 * (index - 1)  # so that series do not hide each other
+        where = [(row.bits or 0) + aside for row in points]
         axes.plot(where, [row.psnr or 0.0 for row in points], color=colour, linewidth=1, alpha=0.6)
-        for row in points:
-            axes.plot([row.bits or 0] * 2, [row.psnr_low or 0.0, row.psnr_high or 0.0], color=colour, linewidth=1.3)
+        for x, row in zip(where, points, strict=True):
+            axes.plot([x, x], [row.psnr_low or 0.0, row.psnr_high or 0.0], color=colour, linewidth=1.3)
         axes.plot(
             where, [row.psnr or 0.0 for row in points], shape, color=colour, markersize=6.5,
             markeredgecolor="white", markeredgewidth=0.8, linestyle="none", label=label,
         )  # fmt: skip
-    widths = {row.bits: row.gates for row in found.whole if row.bits is not None and row.gates is not None}
+    plain = [row for row in found.whole if not row.accumulator.endswith("saturate")]
+    widths = {row.bits: row.gates for row in plain if row.bits is not None and row.gates is not None}
     ticks = sorted({row.bits for row in found.whole if row.bits is not None})
     axes.set_xticks(ticks, [f"{bits}\n{widths[bits]:.0f}" if bits in widths else str(bits) for bits in ticks])
     axes.set_title(
         "Pictures against full precision, in that register bit for bit",
         fontsize=10, color=INK, loc="left", weight="bold", family=FONT["family"],
     )  # fmt: skip
-    axes.set_xlabel("bits of the register; below, gates of the multiply-accumulate", fontsize=8, color=SOFT)
+    axes.set_xlabel("bits of the register; below, gates of the multiply-accumulate that wraps", fontsize=8, color=SOFT)
     axes.set_ylabel("PSNR, dB", fontsize=8, color=SOFT)
     axes.margins(x=0.05, y=0.1)
     axes.set_ylim(bottom=0)
