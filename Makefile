@@ -31,7 +31,8 @@ bench: .venv-bench/installed  ## speed against peers, side by side in one run; p
 bench-gpu:  ## the same on an NVIDIA GPU, with PYTHON=python of an environment that has CUDA torch and fpsim[cuda]
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu.py --write docs/benchmarks-gpu.md
 
-gpu-model: .venv/installed-test  ## error tables of the GPU model from the committed measurements, into docs/gpu-model.md
+gpu-model: .venv/installed-test  ## fit the GPU model to the committed measurements, error tables into docs/gpu-model.md
+	$(BIN)/python -m hwmodels.calibrate
 	$(BIN)/python docs/update_gpu_model.py
 
 notebooks: .venv/installed-test  ## execute, refresh and pair the notebooks without leaving a diff

@@ -188,21 +188,20 @@ class Experiment:
             return (self,)
         made: dict[str, Experiment] = {}
         for sweep in self.sweep:
-            taken = tuple(row for row in self.configuration if not sweep.only or row.label in sweep.only)
-            used = {row.scheme for row in taken}
+            taken = self.restricted([row for row in self.configuration if not sweep.only or row.label in sweep.only])
             for point in sweep.points():
                 name = "-".join([self.name, *(_WORDS[key].format(_word(value)) for key, value in point.items())])
-                cell = dataclasses.replace(
-                    self,
-                    name=name,
-                    quality=dataclasses.replace(self.quality, **point),
-                    configuration=taken,
-                    schemes={key: value for key, value in self.schemes.items() if key in used},
-                    sweep=(),
-                )
+                cell = dataclasses.replace(taken, name=name, quality=dataclasses.replace(self.quality, **point))
                 if made.setdefault(name, cell) != cell:
                     raise ValueError(f"two parts of the sweep both make {name!r}, with other configurations")
         return tuple(made.values())
+
+    def restricted(self, configurations: Iterable[Configuration]) -> Experiment:
+        """One run of some of the configurations, with the schemes that they use."""
+        taken = tuple(configurations)
+        used = {row.scheme for row in taken}
+        schemes = {key: value for key, value in self.schemes.items() if key in used}
+        return dataclasses.replace(self, configuration=taken, schemes=schemes, sweep=())
 
     def scheme_of(self, configuration: Configuration) -> Scheme:
         """The scheme a configuration names: the experiment's own, or a preset; on its engine if it is exact."""

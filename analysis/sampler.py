@@ -73,10 +73,8 @@ class Sampler:
         from analysis.runner import quantize, report_of, restore, save
 
         def make() -> DiffusionPipeline:
-            chosen = row.configuration
-            made = quantize(
-                self.pipeline, row.scheme, method=chosen.method, calibration=self.calibration, **chosen.options
-            )
+            method, options = row.configuration.method, dict[str, Any](row.configuration.options)
+            made = quantize(self.pipeline, row.scheme, method=method, calibration=self.calibration, **options)
             if run is not None and not run.layers_path(identity).exists():
                 write_layers(run, identity, report_of(made))
             return made

@@ -239,11 +239,17 @@ class RunDirectory:
         return None
 
     def adopt(self, identity: str) -> bool:
-        """Copy a batch of the same identity from a run beside this one, if one has it undamaged."""
+        """Take over a batch of the same identity from a run beside this one, if one has it undamaged.
+
+        The two runs share the file where the file system can: nothing ever writes into a batch that is there.
+        """
         for other in sorted(self.path.parent.glob(f"*/batches/{identity}.safetensors")):
             with contextlib.suppress(DamagedFile, OSError):
                 data = other.read_bytes()
                 unpack_images(data, identity)
-                write_atomic(self.batch_path(identity), data)
+                try:
+                    os.link(other, self.batch_path(identity))
+                except OSError:
+                    write_atomic(self.batch_path(identity), data)
                 return True
         return False

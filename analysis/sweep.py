@@ -17,6 +17,7 @@ from analysis.artifacts import Run
 from analysis.experiment import Experiment
 from analysis.report import interval_cell
 from analysis.store import digest, write_atomic
+from analysis.whatif import finished_part
 from analysis.whatif import run as run_cell
 
 if TYPE_CHECKING:
@@ -56,13 +57,18 @@ def run(
     device: str = "cpu",
     progress: Progress | None = None,
     command: str = "",
+    finished: bool = False,
 ) -> Sweep:
     """Run every cell of an experiment, one after the other; arguments as of `analysis.whatif.run`.
 
-    Stopped and started again, it goes on where it was.
+    finished: measure nothing, score what is there; the run itself may be going on meanwhile.
+    Stopped and started again, it goes on where it was. Raises ValueError if nothing is finished.
     """
     cells = experiment.cells()
-
+    if finished:
+        cells = tuple(part for cell in cells if (part := finished_part(cell, runs, device)) is not None)
+        if not cells:
+            raise ValueError(f"no configuration of {experiment.name!r} is finished under {runs}; leave --finished out")
     found: list[Run] = []
 
     def tell(stage: str, done: float, total: float) -> None:

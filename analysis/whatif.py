@@ -104,6 +104,22 @@ def run(
     return finished
 
 
+def finished_part(experiment: Experiment, runs: str | Path, device: str = "cpu") -> Experiment | None:
+    """The configurations whose pictures are all there, of a run that is going on or was stopped; None without any.
+
+    As an experiment of its own it has a directory of its own, and takes the pictures over.
+    """
+    plan = make_plan(experiment, device)
+    folder = RunDirectory(path=Path(runs) / f"{experiment.name}-{plan.key[:12]}")
+    whole = {
+        index: all(folder.batch_path(batch.identity).exists() for batch in plan.batches if batch.row == index)
+        for index in range(len(plan.rows))
+    }
+    rows = [row.configuration for index, row in enumerate(plan.rows) if whole[index] and row.role == "configuration"]
+    fixed = all(whole[index] for index, row in enumerate(plan.rows) if row.role != "configuration")
+    return experiment.restricted(rows) if rows and fixed else None
+
+
 def layers_of_rows(plan: Plan, directory: RunDirectory) -> dict[str, list[dict[str, Any]]]:
     """Row label -> what became of each layer; rows that some run before this one measured may lack it."""
     found = {row.label: directory.layers(plan.quantization(row)) for row in plan.rows if row.role == "configuration"}

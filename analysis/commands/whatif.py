@@ -30,6 +30,7 @@ def shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="what makes the pictures: cpu (default), cuda, cuda:N")
     for name, kind, words in OVERRIDES:
         parser.add_argument(f"--{name}", type=kind, help=f"{words}, in place of the file's")
+    parser.add_argument("--finished", action="store_true", help="measure nothing, show what is finished so far")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -75,6 +76,7 @@ def run(options: argparse.Namespace) -> None:
                 device=options.device,
                 progress=bars.tell,
                 command=command,
+                finished=options.finished,
             )
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"what is measured is kept, go on with: {command}") from interrupt

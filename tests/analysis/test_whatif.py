@@ -111,6 +111,25 @@ def test_a_sweep_has_a_table_over_its_runs_and_makes_no_picture_twice(finished: 
         assert f"../{cell.path.name}/index.html" in page
 
 
+def test_what_is_finished_can_be_looked_at_before_the_rest(
+    finished: Run, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(finished.path, runs / finished.path.name)
+    exact = next(batch for batch in make_plan(experiment).batches if batch.row == 3)
+    (runs / finished.path.name / "batches" / f"{exact.identity}.safetensors").unlink()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("nothing may be measured")
+
+    monkeypatch.setattr("analysis.workers.Workers", refuse)
+    found = sweep.run(experiment, runs=runs, finished=True)
+    labels = dict.fromkeys(row.configuration for row in found.cells[0].quality)
+    assert list(labels) == [REFERENCE, NOISE_FLOOR, "int8-w8a8"]
+    with pytest.raises(ValueError, match="no configuration of 'small' is finished under"):
+        sweep.run(experiment, runs=tmp_path / "elsewhere", finished=True)
+
+
 def test_several_workers_begin_with_what_takes_longest() -> None:
     rows = [("fp8-w8a8", "rtn"), ("int4-w4a8", "gptq"), ("fp4-w4a8", "fp-ptq")]
     table = "".join(f'[[configuration]]\nscheme = "{scheme}"\nmethod = "{method}"\n' for scheme, method in rows)
