@@ -180,7 +180,7 @@ class Row:
 
     a, b : formats of the codes; products : per sum; macs : of a picture, all its steps and both halves of guidance
     data_type .. final : widths in bits that hold sums, see `analysis.partial_sums`
-    needing  : share of watched outputs with a partial sum in order beyond `bits`
+    needing  : share of watched outputs with a partial sum in order beyond `bits`; None for tiles
     overflow, overflowed : overflows, and the share of outputs with any, while it ran; truncated: share of products that
         lost bits in alignment; None where nothing was counted
     gates    : of a multiply-accumulate, register aside; energy : joules per picture of the products of quantized layers

@@ -44,9 +44,10 @@ def line(row: Row) -> str:
     gates = "" if row.gates is None else f"{row.gates:.0f}"
     saved = "" if row.gates_saved is None else f"{row.gates_saved:.0%}"
     energy = "" if row.energy is None else f"{row.energy * 1e3:.3f}"
+    needing = "" if row.needing is None or " per " in row.accumulator else f"{row.needing:.3%}"
     overflowed = "" if row.overflowed is None else f"{row.overflowed:.3%}"
     return (
-        f"| {method} | {row.accumulator} | {row.weight} | {row.in_order} | {row.needing:.3%} | {overflowed} "
+        f"| {method} | {row.accumulator} | {row.weight} | {row.in_order} | {needing} | {overflowed} "
         f"| {row.correct:.0%} | {row.psnr:.1f} ({row.psnr_low:.1f} to {row.psnr_high:.1f}) "
         f"| {gates} | {saved} | {energy} |"
     )
