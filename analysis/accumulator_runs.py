@@ -188,7 +188,7 @@ def _row(
     """Some layers as one row: the widest of each width, sums of counts."""
     kinds = {(one.kind, one.a, one.b) for one in sums}
     kind, a, b = next(iter(kinds)) if layer != ALL else ("", sums[0].a, sums[0].b)
-    outputs = sum(one.observed.outputs for one in sums)
+    outputs, tiles = sum(one.observed.outputs for one in sums), candidate.register is not None
     total = None
     for here in (counted[one.path] for one in sums if one.path in counted):
         total = here if total is None else total + here
