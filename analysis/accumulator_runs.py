@@ -209,9 +209,7 @@ def _row(
         any_order=max(one.any_order for one in sums),
         in_order=max(one.in_order for one in sums),
         final=max(one.final for one in sums),
-        needing=None
-        if bits is None or candidate.register
-        else sum(one.observed.beyond(bits) for one in sums) / outputs,
+        needing=None if bits is None or tiles else sum(one.observed.beyond(bits) for one in sums) / outputs,
         overflow=None if total is None else total.overflow,
         overflowed=None if total is None else total.overflowed_outputs / total.outputs,
         truncated=None if total is None else total.truncated / total.products,
