@@ -4,6 +4,11 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def printable(text: str) -> str:
+    """`text` on one line: a character that has no place on one becomes its escape, as `repr` writes it."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
     """The ValueError for a name that is not in a table.
 

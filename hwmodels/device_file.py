@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from fpsim._names import printable
 from fpsim.formats import format as format_row
 
 from ._names import choose
@@ -28,11 +29,11 @@ class Table:
 
     def __init__(self, file: str, path: str, data: object) -> None:
         if not isinstance(data, Mapping):
-            raise ValueError(f"{file}: {path}: expected a table, got {data!r}")
+            raise ValueError(f"{file}: {printable(path)}: expected a table, got {data!r}")
         self.file, self.path, self.data, self.taken = file, path, data, set[str]()
 
     def error(self, key: str, text: str) -> ValueError:
-        return ValueError(f"{self.file}: {'.'.join(p for p in (self.path, key) if p)}: {text}")
+        return ValueError(f"{self.file}: {printable('.'.join(p for p in (self.path, key) if p))}: {text}")
 
     def text(self, key: str, default: str | None = None) -> str:
         self.taken.add(key)
