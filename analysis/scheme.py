@@ -488,7 +488,20 @@ def _checked(row: type, data: Any, what: str) -> dict[str, Any]:
     for field in fields(row):
         if field.default is MISSING and field.name not in data:
             raise ValueError(f"{what} has no {field.name}")
+        if field.name in data and field.name in _TYPES:
+            value, (kind, words) = data[field.name], _TYPES[field.name]
+            if type(value) is not kind and not (value is None and field.default is None):
+                raise ValueError(f"{field.name} of {what} must be {words}, not {value!r}")
     return dict(data)
+
+
+#: what the fields of the rows above are in a file
+_TYPES: Mapping[str, tuple[type, str]] = MappingProxyType(
+    dict.fromkeys(
+        ("name", "arithmetic", "rest", "pattern", "spec", "format", "granularity", "range", "one_sided"), (str, "a text")
+    )
+    | dict.fromkeys(("group", "steps"), (int, "a whole number"))
+)
 
 
 def _rule(data: Mapping[str, Any]) -> Rule:
@@ -497,5 +510,8 @@ def _rule(data: Mapping[str, Any]) -> Rule:
         if values.get(role) is not None:
             values[role] = Quantizer(**_checked(Quantizer, values[role], f"{role} quantizer"))
     if "kinds" in values:
-        values["kinds"] = tuple(values["kinds"])
+        kinds = values["kinds"]
+        if not isinstance(kinds, (list, tuple)):
+            raise ValueError(f"kinds of a rule must be a list of {', '.join(LAYER_KINDS)}, not {kinds!r}")
+        values["kinds"] = tuple(kinds)
     return Rule(**values)
