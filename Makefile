@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint bench bench-gpu gpu-model notebooks docs clean help
+.PHONY: demo test test-slow test-cluster lint bench bench-gpu gpu-model notebooks docs clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,6 +18,10 @@ test: .venv/installed-test lint  ## lint, types, import contracts, tests and not
 
 test-slow: .venv/installed-test  ## exhaustive and full-size tests
 	$(BIN)/python -m pytest -m "slow and not gpu" -q
+
+test-cluster: .venv/installed-test  ## Dask and Ray with real workers, one of them killed
+	$(PIP) --editable '.[test,distributed]'
+	$(BIN)/python -m pytest -q tests/analysis/test_cluster.py
 
 lint: .venv/installed-test  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

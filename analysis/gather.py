@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from analysis.cluster import HERE, Cluster, Where
 from analysis.plan import Batch, Plan, Preparation, Task
 from analysis.store import DamagedFile, RunDirectory
 
@@ -19,7 +20,9 @@ LOG = logging.getLogger(__name__)
 Progress = Callable[[str, float, float], None]
 
 
-def measure(plan: Plan, directory: RunDirectory, workers: int | None, tell: Progress) -> dict[str, Images]:
+def measure(
+    plan: Plan, directory: RunDirectory, workers: int | None, tell: Progress, where: Where = HERE
+) -> dict[str, Images]:
     """The pictures of every row: those already there and undamaged, those another run has, the rest made now."""
     import numpy as np
 
@@ -38,7 +41,12 @@ def measure(plan: Plan, directory: RunDirectory, workers: int | None, tell: Prog
         count = min(workers or usual, len(missing))
         LOG.info("%d of %d batches to measure, %d workers", len(missing), len(plan.batches), count)
         log = directory.path / "run.log"
-        with Workers("analysis.sampler", [str(directory.path)], count, log, gpus(plan.device)) as pool:
+        pool: Workers | Cluster
+        if where.backend == "local":
+            pool = Workers("analysis.sampler", [str(directory.path)], count, log, gpus(plan.device))
+        else:
+            pool = Cluster(where, count, directory.path)
+        with pool:
             _watch(plan, tasks(plan, missing, count), pool, count, tell)
         for batch in missing:
             images = stored(directory, batch)
@@ -66,7 +74,7 @@ def tasks(plan: Plan, missing: Sequence[Batch], workers: int) -> list[Task]:
     return prepared + sorted(missing, key=lambda batch: plan.rows[batch.row].preparation)
 
 
-def _watch(plan: Plan, work: Sequence[Task], pool: Workers, count: int, tell: Progress) -> None:
+def _watch(plan: Plan, work: Sequence[Task], pool: Workers | Cluster, count: int, tell: Progress) -> None:
     """Have `work` done, and tell how far that is: in pictures of full precision, calibration included."""
     steps, calibration = plan.experiment.quality.steps, plan.experiment.quality.calibration
     rest = sum(map(plan.work, work))

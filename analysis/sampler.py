@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -139,29 +139,34 @@ def write_layers(run: RunDirectory, identity: str, report: QuantizationReport) -
     write_json(run.layers_path(identity), {"layers": layers, "skipped": dict(report.skipped)})
 
 
-def main() -> None:
-    import torch
+class Tasks:
+    """Does the tasks of a run directory, in this process.
 
-    quiet()
-    torch.set_num_threads(1)
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, on a GPU too
-    run = RunDirectory.existing(Path(sys.argv[1]))
-    manifest = run.manifest()
-    if manifest["surroundings"]["sources"] != sources():
-        raise ValueError("the package's sources changed after the run began; start it again")
-    plan = Plan(Experiment.from_dict(manifest["experiment"]), manifest["surroundings"])
-    sampler = Sampler(plan, folder=run.path)
+    Raises ValueError if the package's sources are not those that the run began with.
+    """
 
-    def handle(task: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
-        sampler.tick = lambda word: tell({word: 1})
+    def __init__(self, directory: Path) -> None:
+        import torch
+
+        quiet()
+        torch.set_num_threads(1)
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32, on a GPU too
+        self.run = RunDirectory.existing(directory)
+        manifest = self.run.manifest()
+        if manifest["surroundings"]["sources"] != sources():
+            raise ValueError("the package's sources changed after the run began; start it again")
+        self.plan = Plan(Experiment.from_dict(manifest["experiment"]), manifest["surroundings"])
+        self.sampler = Sampler(self.plan, folder=self.run.path)
+
+    def perform(self, task: Mapping[str, Any], tell: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
+        """One task; `tell` hears of every denoising step."""
+        self.sampler.tick = lambda word: tell({word: 1})
         if "prepare" in task:
-            sampler.quantized(plan.rows[task["prepare"]])
+            self.sampler.quantized(self.plan.rows[task["prepare"]])
             return
         batch = Batch(**task)
-        run.save(batch.identity, sampler.images(batch))
-
-    serve(handle)
+        self.run.save(batch.identity, self.sampler.images(batch))
 
 
 if __name__ == "__main__":
-    main()
+    serve(Tasks(Path(sys.argv[1])).perform)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.artifacts import Run
+from analysis.cluster import HERE, Where
 from analysis.experiment import Experiment
 from analysis.report import interval_cell
 from analysis.store import digest, write_atomic
@@ -57,6 +58,7 @@ def run(
     device: str = "cpu",
     progress: Progress | None = None,
     command: str = "",
+    where: Where = HERE,
     finished: bool = False,
 ) -> Sweep:
     """Run every cell of an experiment, one after the other; arguments as of `analysis.whatif.run`.
@@ -76,7 +78,9 @@ def run(
             progress(stage if len(cells) == 1 else f"{len(found) + 1}/{len(cells)} {stage}", done, total)
 
     for cell in cells:
-        found.append(run_cell(cell, runs=runs, workers=workers, device=device, progress=tell, command=command))
+        found.append(
+            run_cell(cell, runs=runs, workers=workers, device=device, progress=tell, command=command, where=where)
+        )
     if len(found) == 1:
         return Sweep(path=found[0].path, cells=tuple(found))
     key = digest([cell.key for cell in found])

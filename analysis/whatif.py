@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.artifacts import Run, write_results
+from analysis.cluster import HERE, Where
 from analysis.experiment import Configuration, Experiment, unknown
 from analysis.gather import Progress, measure
 from analysis.plan import Plan, surroundings
@@ -56,6 +57,7 @@ def run(
     device: str = "cpu",
     progress: Progress | None = None,
     command: str = "",
+    where: Where = HERE,
 ) -> Run:
     """The same for an experiment made in Python; the result keeps its parts apart."""
     from analysis.report import write_page
@@ -76,7 +78,7 @@ def run(
     with directory.lock(), log_to(directory.path / "run.log"):
         LOG.info("run %s", directory.path)
         with timed(seconds, "measuring"):
-            images = measure(plan, directory, workers, tell)
+            images = measure(plan, directory, workers, tell, where)
         with timed(seconds, "scoring"):
             done = Counter("scoring", len(plan.rows), tell)
             scores = score(plan, images, done)

@@ -30,6 +30,8 @@ def shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="what makes the pictures: cpu (default), cuda, cuda:N")
     for name, kind, words in OVERRIDES:
         parser.add_argument(f"--{name}", type=kind, help=f"{words}, in place of the file's")
+    parser.add_argument("--backend", default="local", help="whose workers: local (default), dask or ray")
+    parser.add_argument("--address", help="of a Dask scheduler or a Ray cluster (default: one is started here)")
     parser.add_argument("--finished", action="store_true", help="measure nothing, show what is finished so far")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -61,6 +63,7 @@ def overridden(experiment: Any, options: argparse.Namespace) -> Any:
 def run(options: argparse.Namespace) -> None:
     command = "fpsim " + shlex.join(sys.argv[1:])
     try:
+        from analysis.cluster import Where
         from analysis.experiment import Experiment
 
         experiment = overridden(Experiment.load(options.experiment), options)
@@ -76,6 +79,7 @@ def run(options: argparse.Namespace) -> None:
                 device=options.device,
                 progress=bars.tell,
                 command=command,
+                where=Where(backend=options.backend, address=options.address),
                 finished=options.finished,
             )
     except KeyboardInterrupt as interrupt:

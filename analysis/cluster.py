@@ -1,0 +1,117 @@
+"""The sampler's tasks on a cluster: joblib hands them to Dask or Ray, which know other machines.
+
+Workers need this package and the run directory at the same path (a shared file system): pictures go from a worker
+straight into it, and only task numbers travel back. A worker that dies takes its task with it; Dask and Ray give that
+task to another one, and what is finished stays finished. Nothing here keeps state: stopped, the same command goes on.
+
+    dask scheduler & dask worker tcp://head:8786 --nworkers 8 --nthreads 1
+    fpsim run experiments/origin.toml --backend dask --address tcp://head:8786
+
+    ray start --head
+    fpsim run experiments/origin.toml --backend ray --address auto
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fpsim._names import unknown
+
+BACKENDS = ("local", "dask", "ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where workers run: processes of this machine, or a cluster's. address: of its scheduler; None starts one here."""
+
+    backend: str = "local"
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise unknown("backend", self.backend, BACKENDS)
+        if self.address is not None and self.backend == "local":
+            raise ValueError(f"address {self.address!r} needs a backend that has addresses: dask or ray")
+
+
+HERE = Where()
+
+_SAMPLERS: dict[str, Any] = {}  # in a worker: run directory -> its sampler, which holds the pipeline
+
+
+class Cluster:
+    """A context manager with the `run` of `analysis.workers.Workers`.
+
+    where : a cluster; count : workers to start if it has no address, otherwise all that the cluster has are used
+    Entering raises ValueError for an address that does not answer, ModuleNotFoundError without the backend's package.
+    """
+
+    def __init__(self, where: Where, count: int, directory: Path) -> None:
+        self.where, self.count, self.directory = where, count, directory.resolve()
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Cluster:
+        {"dask": _dask, "ray": _ray}[self.where.backend](self.where.address, self.count, self._stack)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self, tasks: Sequence[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Do `tasks`, in about their order; yield (task index, `{"done": True}`) as they end.
+
+        Raises ValueError with a worker's message when it refuses a task.
+        """
+        import joblib
+
+        # Tasks are long: no batching, and all of them handed over, so that the backend fills free workers itself.
+        work = (joblib.delayed(perform)(str(self.directory), index, task) for index, task in enumerate(tasks))
+        with joblib.parallel_config(backend=self.where.backend, n_jobs=-1 if self.where.address else self.count):
+            # Ray's backend gives results only when all are there: no progress, the pictures are written all the same.
+            order = "list" if self.where.backend == "ray" else "generator_unordered"
+            parallel = joblib.Parallel(batch_size=1, pre_dispatch="all", return_as=order)
+            for index in parallel(work):
+                yield index, {"done": True}
+
+
+def perform(directory: str, index: int, task: dict[str, Any]) -> int:
+    """One task, in a worker; `index` again. The pipeline is kept for the next."""
+    from analysis.sampler import Tasks
+
+    if directory not in _SAMPLERS:
+        _SAMPLERS.clear()  # one run at a time in memory
+        _SAMPLERS[directory] = Tasks(Path(directory))
+    _SAMPLERS[directory].perform(task)
+    return index
+
+
+def _dask(address: str | None, count: int, stack: contextlib.ExitStack) -> None:
+    from dask.distributed import Client, LocalCluster
+
+    if address is None:
+        cluster = stack.enter_context(LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None))
+        stack.enter_context(Client(cluster))
+        return
+    try:
+        stack.enter_context(Client(address, timeout=20))
+    except OSError as error:
+        raise ValueError(f"no Dask scheduler answers at {address!r}: {error}") from error
+
+
+def _ray(address: str | None, count: int, stack: contextlib.ExitStack) -> None:
+    import ray
+    from ray.util.joblib import register_ray
+
+    try:
+        if address is None:
+            ray.init(num_cpus=count, include_dashboard=False, log_to_driver=False)
+        else:
+            ray.init(address=address, log_to_driver=False)
+    except ConnectionError as error:
+        raise ValueError(f"no Ray cluster answers at {address!r}: {error}") from error
+    stack.callback(ray.shutdown)
+    register_ray()
