@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from analysis import plots
 from analysis.cards import device_card
 from analysis.experiment import Experiment
+from analysis.layer_times import layer_times
 from analysis.plan import NOISE_FLOOR, REFERENCE, Plan
 from analysis.pricing import FALLBACK, NOT_SUPPORTED, CostRow
 from analysis.scoring import PromptRow, QualityRow, Verdict, verdicts
@@ -124,6 +125,7 @@ def write_results(run: Run, plan: Plan, images: Mapping[str, Images], command: s
             {**asdict(verdict), "indistinguishable": verdict.indistinguishable} for verdict in judged.values()
         ],
         "costs": [asdict(row) for row in run.costs],
+        "layer_times": layer_times(plan, run.layers),
         "devices": [device_card(name) for name in run.experiment.cost.devices],
         "warnings": warnings(plan, run, judged),
         "figures": list(figures),

@@ -16,7 +16,7 @@ from analysis.plan import NOISE_FLOOR, REFERENCE
 from analysis.pricing import FALLBACK, NOT_SUPPORTED, CostRow
 from analysis.scoring import QualityRow
 from analysis.store import DamagedFile, RunDirectory, read_json, write_atomic
-from analysis.units import count, digits, duration
+from analysis.units import count, digits, duration, seconds
 
 PAGE = "index.html"
 TEMPLATE = "report.html.j2"
@@ -32,6 +32,9 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("Fréchet to fp32", "frechet_full", REFERENCE),
     ("Zero weights, %", "zeros", ""),
 )
+
+#: what stands in place of an interval where the number is no estimate from a sample
+_WITHOUT = {"zeros": "counted"}
 
 DECISIVE_NAMES = {"correct_change": "prompts obeyed", "residual_change": "residual"}
 
@@ -98,6 +101,7 @@ def render(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         headline=headline(experiment, results, quality, costs, judged),
         twins=_twins(quality),
         tables=_cost_tables(experiment, costs, notes),
+        layers=[_layer_tables(entry) for entry in results.get("layer_times", [])],  # older runs have none
         notes=notes,
         bases=_bases(costs),
         explore=_explore(experiment, quality, costs),
@@ -189,7 +193,7 @@ def _cell(row: QualityRow | None) -> dict[str, Any]:
     ]
     return {
         "main": shown[0],
-        "interval": f"{shown[1]} to {shown[2]}" if len(shown) == 3 else "no interval",
+        "interval": f"{shown[1]} to {shown[2]}" if len(shown) == 3 else _WITHOUT.get(row.metric, "no interval"),
         "value": row.value,
     }
 
@@ -326,6 +330,36 @@ def _cost_tables(experiment: Experiment, costs: Sequence[CostRow], notes: Sequen
             )
         tables.append({"model": model, "lines": lines})
     return tables
+
+
+def _layer_tables(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Cells of one configuration's layers and of its totals by kind; shares are of one call on that device."""
+    totals = entry["totals"]
+
+    def cells(times: Sequence[float | None]) -> list[dict[str, Any]]:
+        return [
+            {"main": NOT_SUPPORTED, "share": "", "value": ""}
+            if time is None
+            else {"main": seconds(time), "share": f"{100 * time / total:.1f} %", "value": time}
+            for time, total in zip(times, totals, strict=True)
+        ]
+
+    return {
+        "configuration": entry["configuration"],
+        "layers": entry["layers"],
+        "longest": [
+            {
+                **layer,
+                "formats": (layer["weight"] or "—", layer["activation"] or "not quantized"),
+                "count": count(layer["weights"]),
+                "zeros": f"{100 * layer['zeros_after']:.1f}",
+                "zeros_before": f"{100 * layer['zeros_before']:.1f} before",
+                "cells": cells(layer["times"]),
+            }
+            for layer in entry["longest"]
+        ],
+        "kinds": [{"kind": row["kind"], "cells": cells(row["times"])} for row in entry["kinds"]],
+    }
 
 
 def _seconds(value: float) -> str:

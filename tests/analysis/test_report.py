@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import shutil
 import subprocess
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 from analysis import report
 from analysis.artifacts import Run, comma_separated, write_results
 from analysis.experiment import Experiment
+from analysis.layer_times import LONGEST, layer_times
 from analysis.plan import NOISE_FLOOR, REFERENCE, Plan
 from analysis.pricing import price
 from analysis.scoring import QualityRow, unseen, verdicts
@@ -27,8 +29,26 @@ EXPERIMENT = {
         {"scheme": ["fp32", "fp8-w8a8", "int4-w4a8"]},
         {"scheme": "fp8-w8a8", "engine": "hopper/wgmma", "prompts": 2},
     ],
-    "cost": {"devices": ["h200-sxm", "intel-npu4"], "models": ["dit-xl-2-256"]},
+    "cost": {"devices": ["h200-sxm", "intel-npu4"], "models": ["shapes-sd", "dit-xl-2-256"]},
 }
+
+#: twelve layers of the pipeline: two more than a page shows
+PATHS = [f"down_blocks.0.attentions.0.transformer_blocks.0.attn{i}.to_{which}" for i in (1, 2) for which in "qkv"]
+PATHS += [f"up_blocks.{i}.resnets.{j}.conv1" for i in (0, 1) for j in (0, 1)] + ["conv_in", "mid_block.resnets.0.conv2"]
+LAYERS = [
+    {
+        "path": path,
+        "kind": "Conv2d" if "conv" in path else "Linear",
+        "weight": "int4 per output channel",
+        "activation": None if path == "conv_in" else "int8 per tensor",
+        "engine": None,
+        "weights": 1000 * (index + 1),
+        "zeros_before": 0.0,
+        "zeros_after": index / 64,
+        "smoothing": None,
+    }
+    for index, path in enumerate(PATHS)
+]
 
 #: configuration -> (change of prompts obeyed, change of residual, PSNR), each (value, low, high)
 COMPARED = {
@@ -81,7 +101,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         quality=quality(plan),
         prompts=(),
         costs=price(plan),
-        layers={},
+        layers={"int4-w4a8": LAYERS},
         unused_rules={"fp8-w8a8": ["*.nowhere"]},
         seconds={"measuring": 61.0},
     )
@@ -177,6 +197,62 @@ def test_cost_cells_are_never_empty(page: Page) -> None:
     assert "int4 weights widened to int8" in page.text
 
 
+def test_layers_that_take_longest_stand_with_what_became_of_them(run: Run, page: Page) -> None:
+    import hwmodels
+    from analysis.registry import workload
+    from analysis.scheme import scheme
+
+    entry = json.loads((run.path / "results.json").read_text())["layer_times"]
+    assert [one["configuration"] for one in entry] == ["int4-w4a8"]  # of the others nobody knows the layers
+    [found] = entry
+    devices = EXPERIMENT["cost"]["devices"]  # type: ignore[index]
+    works = workload("shapes-sd", 2)
+    seconds, calls = [], []
+    for device in devices:
+        costs = hwmodels.estimate(works, scheme("int4-w4a8"), device=device, mode="graph").breakdown.rows()
+        seconds.append({path: math.fsum(row.time_s for row in costs if row.path == path) for path in PATHS})
+        calls.append(math.fsum(row.time_s for row in costs))
+    share = {path: max(one[path] / call for one, call in zip(seconds, calls, strict=True)) for path in PATHS}
+    assert min(share.values()) > 0
+    kept = [layer["path"] for layer in found["longest"]]
+    assert len(kept) == LONGEST < len(PATHS) == found["layers"]
+    assert max(share[path] for path in PATHS if path not in kept) <= min(share[path] for path in kept)
+    for layer in found["longest"]:
+        assert layer["times"] == pytest.approx([one[layer["path"]] for one in seconds], rel=1e-12)  # order of a sum
+    for index, call in enumerate(calls):
+        assert math.fsum(row["times"][index] for row in found["kinds"]) == pytest.approx(call, rel=1e-12)
+    rows = {name.replace(". ", "."): cells for name, cells in table(page, "zeros, %").items()}  # may break at dots
+    assert len(rows) == LONGEST
+    *_, weights, zeros, weight, activation = rows["mid_block.resnets.0.conv2 Conv2d"]
+    assert (weights, zeros) == ("12.0 k", "17.2 0.0 before")
+    assert (weight, activation) == ("int4 per output channel", "int8 per tensor")
+    assert rows["conv_in Conv2d"][-1] == "not quantized"
+    shares = [float(cells[1].split()[-2]) for cells in table(page, "kind of kernel").values()]
+    assert sum(shares) == pytest.approx(100, abs=0.05 * len(shares))  # each is rounded to a tenth
+
+
+def test_layers_are_left_out_where_the_pipeline_is_not_priced(run: Run) -> None:
+    cost = {"devices": ["h200-sxm"], "models": ["dit-xl-2-256"]}
+    plan = Plan(Experiment.from_dict(EXPERIMENT | {"cost": cost}), {})
+    assert layer_times(plan, run.layers) == []
+    results = json.loads((run.path / "results.json").read_text())
+    results["layer_times"] = []
+    pictures = dict.fromkeys(results["figures"], "data:,")
+    assert "Layer by layer" not in report.render(results, pictures)
+    del results["layer_times"]  # as runs stored it before
+    assert "Layer by layer" not in report.render(results, pictures)
+
+
+def test_a_device_without_the_formats_says_so_for_every_layer(run: Run) -> None:
+    plan = Plan(Experiment.from_dict(EXPERIMENT), {})
+    [found] = layer_times(plan, {"fp32": LAYERS})
+    assert [row["times"][1] for row in found["longest"]] == [None] * LONGEST
+    assert all(row["times"][0] > 0 for row in found["longest"])
+    results = json.loads((run.path / "results.json").read_text()) | {"layer_times": [found]}
+    page = Page(report.render(results, dict.fromkeys(results["figures"], "data:,")))
+    assert {cells[1] for cells in table(page, "zeros, %").values()} == {"not supported"}
+
+
 def test_warnings_name_unused_rules_small_samples_and_fallbacks(page: Page) -> None:
     assert "pattern '*.nowhere' decides no layer" in page.text
     assert "3 prompts are few" in page.text
@@ -264,6 +340,11 @@ out.answer = document.querySelector(".answer h3").textContent;
 const heads = [...document.querySelectorAll("#quality thead button")];
 const head = heads.find((b) => b.textContent.startsWith("PSNR"));
 head.click(); out.down = rows(); head.click(); out.up = rows();
+const longest = document.querySelector("#layers details");
+out.closed = !longest.open; longest.open = true;
+const zeros = [...longest.querySelectorAll("button")].find((b) => b.textContent.startsWith("zeros"));
+zeros.click();
+out.zeros = [...longest.querySelector("tbody").rows].map((row) => +row.cells[4].dataset.value);
 document.querySelector("select[name=device]").value = "intel-npu4";
 document.querySelector(".explore").dispatchEvent(new Event("change"));
 out.npu = document.querySelectorAll(".explore .mark").length;
@@ -306,6 +387,9 @@ def test_in_a_real_browser(run: Run, tmp_path: Path, width: int) -> None:
     assert (out["marks"], out["npu"]) == (2, 2)
     assert out["answer"] == "fp8-w8a8"
     assert out["focused"] == "int4-w4a8"
+    assert out["closed"]
+    assert out["zeros"] == sorted(out["zeros"], reverse=True)
+    assert len(out["zeros"]) == LONGEST
     assert out["changed"]
     assert out["back"]
     assert out["overflow"] <= 0  # nothing pushes the page wider than the screen
