@@ -212,7 +212,7 @@ def parse_device(text: str, name: str, file: str = "") -> Device:
     file = file or f"{name}.toml"
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: arrays in arrays in arrays
         raise ValueError(f"{file}: not TOML: {error}") from error
     root = Table(file, "", data)
     sources = sources_of(root)
@@ -259,7 +259,11 @@ def parse_device(text: str, name: str, file: str = "") -> Device:
 @lru_cache(maxsize=256)
 def load_device(path: Path) -> Device:
     """Read one TOML file; its stem is the device's name."""
-    return parse_device(path.read_text(encoding="utf-8"), path.stem, path.name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name}: not TOML: {error}") from error
+    return parse_device(text, path.stem, path.name)
 
 
 class _Devices(Mapping[str, Device]):
