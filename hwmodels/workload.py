@@ -146,6 +146,8 @@ class Workload:
             body = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"not a workload: {error.msg} at line {error.lineno}, column {error.colno}") from error
+        except RecursionError as error:
+            raise ValueError("not a workload: nested too deeply") from error
         if not isinstance(body, Mapping) or body.get("schema") != SCHEMA:
             given = body.get("schema") if isinstance(body, Mapping) else type(body).__name__
             raise ValueError(f"not a workload: schema {given!r}; allowed: {SCHEMA!r} (written by Workload.to_json)")
