@@ -121,6 +121,8 @@ def _from_components(title: str, source: str, components: Mapping[str, tuple[str
 def _from_directory(folder: Path) -> Model:
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        if not isinstance(index, dict):
+            raise ValueError(f"{folder}: model_index.json names no components")
         components = {}
         for name, entry in index.items():
             if not isinstance(entry, list) or len(entry) != 2 or entry[0] not in ("diffusers", "transformers"):
@@ -234,6 +236,9 @@ def _tensor(value: Any, device: str, base: torch.dtype) -> Any:
 
     if isinstance(value, Input):
         dtype = getattr(torch, value.dtype) if value.dtype else base
+        for size in value.shape:
+            if not 1 <= size < 2**31:
+                raise ValueError(f"an input of {' x '.join(map(str, value.shape))} elements: no size may be {size}")
         return torch.zeros(value.shape, dtype=dtype, device=device)
     if isinstance(value, Mapping):
         return {key: _tensor(item, device, base) for key, item in value.items()}
