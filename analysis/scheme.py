@@ -247,7 +247,10 @@ class Scheme:
     @classmethod
     def from_json(cls, text: str) -> "Scheme":
         """Read JSON text. Raises ValueError when it is not JSON or not a scheme."""
-        return cls.from_dict(json.loads(text))
+        try:
+            return cls.from_dict(json.loads(text))
+        except RecursionError as error:
+            raise ValueError("not a scheme: nested too deeply") from error
 
     def to_toml(self) -> str:
         """The scheme as TOML text: one [[rules]] table per rule."""
@@ -260,7 +263,10 @@ class Scheme:
     @classmethod
     def from_toml(cls, text: str) -> "Scheme":
         """Read TOML text. Raises ValueError when it is not TOML or not a scheme."""
-        return cls.from_dict(tomllib.loads(text))
+        try:
+            return cls.from_dict(tomllib.loads(text))
+        except RecursionError as error:
+            raise ValueError("not a scheme: nested too deeply") from error
 
 
 def scheme(name: str) -> Scheme:
@@ -497,9 +503,8 @@ def _checked(row: type, data: Any, what: str) -> dict[str, Any]:
 
 #: what the fields of the rows above are in a file
 _TYPES: Mapping[str, tuple[type, str]] = MappingProxyType(
-    dict.fromkeys(
-        ("name", "arithmetic", "rest", "pattern", "spec", "format", "granularity", "range", "one_sided"), (str, "a text")
-    )
+    dict.fromkeys(("name", "arithmetic", "rest", "pattern", "spec"), (str, "a text"))
+    | dict.fromkeys(("format", "granularity", "range", "one_sided"), (str, "a text"))
     | dict.fromkeys(("group", "steps"), (int, "a whole number"))
 )
 
