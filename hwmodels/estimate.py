@@ -179,7 +179,16 @@ class Estimate:
 
 
 def _weights(work: Workload, scheme: PrecisionMap) -> tuple[float, int]:
-    """(bytes of the weights the operations read, how many parameters that is), each layer once."""
+    """(bytes of the weights the operations read, how many parameters that is), each layer once; on any device."""
+    if not isinstance(scheme, Shorthand):
+        return _counted(work, scheme)
+    if ("weights", scheme) not in work.memo:
+        work.memo["weights", scheme] = _counted(work, scheme)
+    found: tuple[float, int] = work.memo["weights", scheme]
+    return found
+
+
+def _counted(work: Workload, scheme: PrecisionMap) -> tuple[float, int]:
     size, number = 0.0, 0
     if isinstance(scheme, Shorthand):
         layers: Iterable[tuple[Op, int]] = zip(work.shapes[0], work.layers.tolist(), strict=True)

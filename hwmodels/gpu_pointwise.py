@@ -13,6 +13,7 @@ every SM streams `amax_bytes` per clock from it, twice that from L2, whatever th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from types import MappingProxyType
 
 import numpy as np
@@ -26,11 +27,17 @@ from .roofline import Floats, Times
 L2_STREAM: Mapping[str, float] = MappingProxyType({"mma": 22.0, "wgmma": 37.0, "tcgen05": 37.0})
 
 
+_COLUMNS = ("more", "maximum", "scalar", "math", "rows", "row_blocks", "steps", "launches")
+_row = attrgetter(*_COLUMNS)
+
+
 def pointwise(size: Floats, flops: Floats, work: Sequence[Passes], mach: Machine, p: Parameters, warm: bool) -> Times:
     """Seconds of kernels that move `size` bytes (those of `work.more` on top) and do `flops` float operations."""
 
+    table = np.array([_row(item) for item in work], dtype=np.float64)
+
     def column(name: str) -> Floats:
-        return np.array([float(getattr(item, name)) for item in work])
+        return table[:, _COLUMNS.index(name)]
 
     size = np.asarray(size, dtype=np.float64) + column("more")
     # all that was just written is found in L2 while it is at most half of it, nothing once it is all of it
