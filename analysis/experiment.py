@@ -32,6 +32,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import math
 import re
 import tomllib
 import types
@@ -43,10 +44,13 @@ from typing import Any, TypeVar
 
 import fpsim
 from analysis.scheme import Scheme, scheme
+from fpsim._names import printable
 
 T = TypeVar("T")
 
 SHIPPED = Path(__file__).parent / "experiments"
+LARGEST_SAMPLE = 500_000  # prompts; the seeds of the noise floor start there
+LARGEST_SEED = 10**12  # every seed of a picture, a multiple of it, stays within 64 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,10 @@ class Quality:
         for name in ("prompts", "steps", "batch", "calibration"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            if getattr(self, name) > LARGEST_SAMPLE:
+                raise ValueError(f"{name} must be at most {LARGEST_SAMPLE}, not {getattr(self, name)}")
+        if abs(self.seed) > LARGEST_SEED:
+            raise ValueError(f"seed must be between -{LARGEST_SEED} and {LARGEST_SEED}, not {self.seed}")
         if not self.objects or not set(self.objects) <= {1, 2, 3, 4}:
             raise ValueError(f"objects must be some of 1, 2, 3, 4, not {list(self.objects)}")
         if not 0.5 <= self.confidence < 1:
@@ -238,7 +246,9 @@ class Experiment:
             tree["configuration"] = [row for table in listed for row in _expand(table)]
         own = tree.get("schemes", {})
         if isinstance(own, Mapping):
-            tree["schemes"] = {name: _scheme(name, table, f"{where}: schemes.{name}") for name, table in own.items()}
+            tree["schemes"] = {
+                name: _scheme(name, table, f"{where}: schemes.{printable(str(name))}") for name, table in own.items()
+            }
         return _build(cls, tree, where)
 
     @classmethod
@@ -256,7 +266,7 @@ class Experiment:
             tree = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ValueError(f"no experiment file {path}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # RecursionError: arrays in arrays in arrays
             raise ValueError(f"{path} is not TOML: {error}") from error
         tree.setdefault("name", path.stem)
         return cls.from_dict(tree, where=str(path))
@@ -346,7 +356,7 @@ def _value(annotation: Any, value: object, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if arguments[-1] is types.NoneType:  # X | None: a table cannot say None, a stored experiment can
             return None if value is None else _value(arguments[0], value, where)
-        if type(value) not in arguments:
+        if type(value) not in arguments or (isinstance(value, float) and not math.isfinite(value)):
             words = " or ".join(_KINDS[kind] for kind in arguments)
             raise ValueError(f"{where} must be {words}, not {_kind(value)}")
         return value
@@ -357,14 +367,14 @@ def _value(annotation: Any, value: object, where: str) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} must be a table, not {_kind(value)}")
-        return {str(key): _value(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
+        return {str(key): _value(arguments[1], entry, f"{where}.{printable(str(key))}") for key, entry in value.items()}
     if dataclasses.is_dataclass(annotation):
         if isinstance(value, typing.cast(type, annotation)):
             return value
         return _build(typing.cast(type, annotation), value, where)
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not annotation:
+        value = float(value) if abs(value) < 1e300 else math.inf
+    if type(value) is not annotation or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{where} must be {_KINDS[annotation]}, not {_kind(value)}")
     return value
 

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from analysis.experiment import Configuration, Experiment
+from analysis.experiment import LARGEST_SAMPLE, Configuration, Experiment
 from analysis.scheme import Scheme
 from analysis.store import check_safetensors, digest, file_digest
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 REFERENCE = "fp32"
 NOISE_FLOOR = "fp32, another seed"
-LARGEST_SAMPLE = 500_000  # prompts; the seeds of the noise floor start there
 
 Role = Literal["reference", "noise floor", "configuration"]
 
@@ -226,7 +225,7 @@ def surroundings(checkpoint: Path, variant: str = "", device: str = "cpu") -> di
     variant: what is done to the checkpoint on loading ("" nothing).
     Raises ValueError for a checkpoint that is not there or is cut short, and for a device that is not there.
     """
-    if not checkpoint.is_dir():
+    if not (checkpoint / "model_index.json").is_file():  # any other folder may be a whole disk to hash
         raise ValueError(f"no pipeline {str(checkpoint)!r}; give an embedded pipeline's name or a diffusers directory")
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     for path in files:
