@@ -35,10 +35,17 @@ def _macs(pairs: str, accumulator: Accumulator, into: str, bits: int | None = No
 def rows() -> list[Row]:
     """All shipped units."""
     out: list[Row] = []
-    for bits, pairs in ((16, "int4"), (24, "int8"), (32, "int4 int8 int8xint4"), (48, "int16")):
+    for bits, pairs in (
+        (16, "int4 int8"),
+        (18, "int8"),
+        (20, "int8"),
+        (24, "int8"),
+        (32, "int4 int8 int8xint4"),
+        (48, "int16"),
+    ):
         out += _macs(pairs, IntegerAccumulator(bits), f"int{bits}")
     out += _macs("int8 int4", IntegerAccumulator(16, "saturate"), "int16-saturate")
-    fixed = ((16, "e2m1"), (24, "e2m3"), (32, "e3m2 e4m3 e3m4"), (40, "e4m3"), (64, "e5m2"))
+    fixed = ((16, "e2m1"), (24, "e2m3"), (32, "e3m2 e4m3 e3m4"), (40, "e4m3"), (48, "e4m3"), (64, "e5m2"))
     for bits, pairs in fixed:
         out += _macs(pairs, KULISCH, f"fixed{bits}", bits)
     out += _macs("e2m1 e2m3 e3m2 e4m3 e5m2 f16", SequentialFma("f16"), "f16")
