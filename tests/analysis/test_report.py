@@ -1,6 +1,8 @@
 """The page: whole in one file, true to the numbers it was given, alive in a browser."""
 
+import base64
 import html
+import io
 import json
 import math
 import shutil
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from analysis import report
 from analysis.artifacts import Run, comma_separated, write_results
@@ -353,13 +356,21 @@ out.focused = document.querySelector(".answer h3").textContent;
 const gain = document.getElementById("difference");
 const image = document.querySelector("table.grid tbody tr:nth-child(3) img");
 const before = image.src; gain.value = "4"; gain.dispatchEvent(new Event("change"));
-setTimeout(() => { out.changed = image.src !== before;
+setTimeout(() => { out.difference = [...pixels(image).image.data];
   gain.value = "0"; gain.dispatchEvent(new Event("change")); out.back = image.src === before;
   out.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   const pre = document.createElement("pre");
   pre.id = "probe"; pre.textContent = JSON.stringify(out); document.body.append(pre);
 }, 300);
 }</script></body>"""
+
+
+def difference(run: Run, *, row: int, gain: int) -> np.ndarray:
+    """|picture - full precision| x gain of the first prompt, cut off at 255: (64, 64, 3), from the stored PNGs."""
+    rows = json.loads((run.path / "results.json").read_text())["grid"]["rows"]
+    ours, full = (np.asarray(Image.open(io.BytesIO(base64.b64decode(rows[i]["images"][0])))) for i in (row, 0))
+    found: np.ndarray = np.minimum(np.abs(ours.astype(int) - full) * gain, 255)
+    return found[..., :3]
 
 
 @pytest.mark.parametrize("width", [1400, 400])
@@ -390,6 +401,6 @@ def test_in_a_real_browser(run: Run, tmp_path: Path, width: int) -> None:
     assert out["closed"]
     assert out["zeros"] == sorted(out["zeros"], reverse=True)
     assert len(out["zeros"]) == LONGEST
-    assert out["changed"]
+    assert np.array_equal(np.reshape(out["difference"], (64, 64, 4))[..., :3], difference(run, row=2, gain=4))
     assert out["back"]
     assert out["overflow"] <= 0  # nothing pushes the page wider than the screen
