@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from analysis import commands
+from fpsim._names import printable
 
 DESCRIPTION = """\
 Which low-bit arithmetic can a diffusion model run on? Quantize it bit for bit,
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"fpsim: {text}\n")
+    sys.stderr.write(f"fpsim: {printable(text)}\n")
 
 
 def _one_line(error: BaseException) -> str:
