@@ -14,7 +14,7 @@ demo: .venv/installed  ## quantize the embedded diffusion model, price it, write
 # One torch thread per worker: two workers with two threads each on two cores mostly wait for each other.
 test: export OMP_NUM_THREADS ?= 1
 test: .venv/installed-test lint  ## lint, types, import contracts, tests and notebooks, except `slow` and `gpu`
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 -m "not slow and not gpu" -n 2 --dist loadfile -q
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -m "not slow and not gpu" -n 2 --dist loadfile -q
 
 test-slow: .venv/installed-test  ## exhaustive and full-size tests
 	$(BIN)/python -m pytest -m "slow and not gpu" -q
@@ -40,7 +40,7 @@ gpu-model: .venv/installed-test  ## fit the GPU model to the committed measureme
 	$(BIN)/python docs/update_gpu_model.py
 
 notebooks: .venv/installed-test  ## execute, refresh and pair the notebooks without leaving a diff
-	$(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=300 notebooks
+	$(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=600 notebooks
 	$(BIN)/nbstripout --keep-output --extra-keys metadata.language_info notebooks/*.ipynb
 	$(BIN)/jupytext --sync notebooks/*.ipynb
 

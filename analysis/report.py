@@ -371,8 +371,7 @@ def cost_cell(row: CostRow) -> str:
     if row.time_per_image is None:
         return NOT_SUPPORTED
     speedup = "" if row.speedup is None else f" ({row.speedup:.2f}x)"
-    silicon = "".join(f", {words}" for words in silicon_words(row))
-    return f"{_seconds(row.time_per_image)}{speedup}{' *' if row.support == FALLBACK else ''}{silicon}"
+    return f"{_seconds(row.time_per_image)}{speedup}{' *' if row.support == FALLBACK else ''}"
 
 
 def silicon_words(row: CostRow) -> list[str]:

@@ -134,7 +134,7 @@ class Bars:
 
 def summary(found: Any) -> None:
     """The page's two tables, small enough for a terminal."""
-    from analysis.report import cost_cell, interval_cell
+    from analysis.report import cost_cell, interval_cell, silicon_words
 
     quality = {(row.configuration, row.metric): row for row in found.quality if row.against in ("", "fp32")}
     labels = list(dict.fromkeys(row.configuration for row in found.quality))
@@ -155,6 +155,12 @@ def summary(found: Any) -> None:
                 (f"projected: {model}", *cost.devices),
             )
         )
+        for device in cost.devices:
+            arrays = [row for row in found.costs if (row.model, row.device) == (model, device) and silicon_words(row)]
+            if arrays:
+                say()
+                heads = (f"{model} on {device}", "cycles, energy, gates of a multiply-accumulate")
+                say(table([(row.configuration, ", ".join(silicon_words(row))) for row in arrays], heads))
     say()
     words = f"Times are per image, denoiser only; in parentheses the speed-up over {cost.baseline}."
     say(paragraph(f"{words} * marks a fallback. The page names each, and the model behind each projection."))
