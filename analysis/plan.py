@@ -226,7 +226,13 @@ def surroundings(checkpoint: Path, variant: str = "", device: str = "cpu") -> di
     Raises ValueError for a checkpoint that is not there or is cut short, and for a device that is not there.
     """
     if not (checkpoint / "model_index.json").is_file():  # any other folder may be a whole disk to hash
-        raise ValueError(f"no pipeline {str(checkpoint)!r}; give an embedded pipeline's name or a diffusers directory")
+        missing = not checkpoint.is_dir()
+        what = (
+            f"no pipeline {str(checkpoint)!r}"
+            if missing
+            else f"{checkpoint} is no pipeline: it has no model_index.json"
+        )
+        raise ValueError(f"{what}; give an embedded pipeline's name or a diffusers directory")
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     for path in files:
         if path.suffix == ".safetensors":
