@@ -29,7 +29,14 @@ NOISE_FLOOR = "fp32, another seed"
 Role = Literal["reference", "noise floor", "configuration"]
 
 _SOURCES = ("fpsim", "analysis/methods", "analysis/runner", "analysis/models/embedded")
-_FILES = ("analysis/plan.py", "analysis/sampler.py", "analysis/scenes.py", "analysis/scheme.py")
+_FILES = (
+    "analysis/accumulators/partial_sums.py",
+    "analysis/accumulators/registers.py",
+    "analysis/plan.py",
+    "analysis/sampler.py",
+    "analysis/scenes.py",
+    "analysis/scheme.py",
+)
 _LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "numba")
 
 #: Time of one picture relative to full precision on a CPU, for the remaining time that a progress bar shows and for

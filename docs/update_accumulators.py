@@ -10,9 +10,9 @@ import argparse
 import re
 from pathlib import Path
 
-from analysis.accumulator_cost import costs
-from analysis.accumulator_plot import draw
 from analysis.accumulators import Candidate, Found, Row, Study
+from analysis.accumulators.cost import costs
+from analysis.accumulators.plot import draw
 from analysis.store import read_json
 
 PAGE = Path(__file__).with_name("accumulators.md")

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.allocate import allocate, decoupled, front
-from analysis.costs import Costs, costs
+from analysis.allocation import allocate, decoupled, front
+from analysis.allocation.costs import Costs, costs
+from analysis.allocation.outcomes import Outcome, best, measured, mixed, uniform
 from analysis.metrics import psnr
-from analysis.outcomes import Outcome, best, measured, mixed, uniform
 from analysis.plan import held_out
 from analysis.registry import workload
 from analysis.runner import quantize, sample

@@ -34,9 +34,9 @@ import pandas as pd
 import analysis
 import fpsim
 import hwmodels
-from analysis.accumulator_runs import on_accumulator
+from analysis.accumulators.partial_sums import by_data_type, watched
+from analysis.accumulators.runs import on_accumulator
 from analysis.metrics import evaluate
-from analysis.partial_sums import by_data_type, watched
 from analysis.plan import held_out
 from analysis.runner import calibrate, load
 from analysis.silicon import silicon

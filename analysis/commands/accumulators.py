@@ -32,7 +32,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", nargs="+", default=["rtn"], help="what makes the weights: rtn, a2q, oaq, ...")
     parser.add_argument("--tile", type=int, metavar="T", help="two-level registers: products per tile of --bits")
     parser.add_argument("--outer", type=int, metavar="P", help="with --tile: bits of the outer register (8 more)")
-    parser.add_argument("--trained", metavar="FILE", help="weights that analysis.a2q_training made, for one width")
+    parser.add_argument(
+        "--trained", metavar="FILE", help="weights that analysis.accumulators.a2q_training made, for one width"
+    )
     parser.add_argument("--accumulator", nargs="+", default=[], help="others, as words: f16-rz, dot16-f25, fixed40")
     parser.add_argument("--prompts", type=int, default=8, help="pictures per candidate (default 8)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
@@ -119,7 +121,7 @@ def _line(row: Any) -> tuple[str, ...]:
 
 def bounds(options: argparse.Namespace) -> None:
     """A model without weights: only the data types bound its sums."""
-    from analysis.partial_sums import by_data_type
+    from analysis.accumulators.partial_sums import by_data_type
     from analysis.registry import workload
     from analysis.scheme import scheme
     from fpsim.formats import Format

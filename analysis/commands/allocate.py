@@ -51,7 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from analysis import outcomes
+    from analysis.allocation import outcomes
     from analysis.commands.whatif import Bars
     from analysis.workers import quiet
 
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
 def check(options: argparse.Namespace) -> None:
     """What can be wrong with the options, before the long part. Raises ValueError."""
     import hwmodels
-    from analysis.costs import UNITS as COSTS
+    from analysis.allocation.costs import UNITS as COSTS
     from analysis.experiment import unknown
 
     hwmodels.device(options.device)
@@ -105,7 +105,7 @@ def check(options: argparse.Namespace) -> None:
 
 def price(options: argparse.Namespace, found: Any) -> Any:
     """What each layer costs in each candidate on the device asked for."""
-    from analysis.costs import costs
+    from analysis.allocation.costs import costs
     from analysis.registry import workload
 
     return costs(
@@ -122,7 +122,7 @@ def price(options: argparse.Namespace, found: Any) -> Any:
 
 def allocations(options: argparse.Namespace, found: Any, costs: Any) -> Any:
     """One for the budget, one per share of it if decoupled, or the front."""
-    from analysis.allocate import allocate, decoupled, front
+    from analysis.allocation import allocate, decoupled, front
 
     if options.budget is None:
         return front(found, costs, options.points, options.metric)
@@ -147,7 +147,7 @@ def budget(text: str, cost: str, whole: float) -> float:
 
 
 def _experiment(options: argparse.Namespace, rows: Any, costs: Any) -> str:
-    from analysis.mixture import experiment_text
+    from analysis.allocation.mixture import experiment_text
 
     name = f"mixed-{Path(options.model).name}-{Path(options.device).stem}"
     return experiment_text(
@@ -162,8 +162,8 @@ def _experiment(options: argparse.Namespace, rows: Any, costs: Any) -> str:
 
 
 def _print(options: argparse.Namespace, rows: Any, costs: Any) -> None:
-    from analysis.allocate import in_units
-    from analysis.outcomes import best
+    from analysis.allocation import in_units
+    from analysis.allocation.outcomes import best
     from analysis.sensitivity import decibel
     from analysis.units import digits
 

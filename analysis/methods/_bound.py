@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from analysis.registers import Register, ends, register_of
+from analysis.accumulators.registers import Register, ends, register_of
 from fpsim._names import unknown
 
 if TYPE_CHECKING:

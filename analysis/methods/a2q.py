@@ -2,7 +2,7 @@
 
 Colbert et al., arXiv:2301.13376, without their training: weights on the grid of round to nearest are projected onto the
 L1 ball that the accumulator's width leaves (`_bound`) and rounded toward zero, as their quantizer does. Narrow
-registers leave little of a network that was not trained for them; `analysis.a2q_training` does that training, and
+registers leave little of a network that was not trained for them; `analysis.accumulators.a2q_training` does that training, and
 `trained=` takes what it made.
 
 Options: bits (or the width of the layer's own engine); tile, outer: two-level registers; sign_aware: the exact
@@ -15,9 +15,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.accumulators.registers import Register
 from analysis.methods import Layer, Request, _bound
 from analysis.methods._bound import Rounding, fitted
-from analysis.registers import Register
 from fpsim._names import unknown
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def project(request: Request, layer: Layer, register: Register, options: Options
 
 def _codes(layer: Layer, weight: "Tensor", step: "Tensor", register: Register, options: Options) -> "Tensor":
     """float64 (out, K) codes that fit, for float64 weights (out, K) and a step that broadcasts against them."""
-    from analysis.partial_sums import ends
+    from analysis.accumulators.partial_sums import ends
 
     row: Any = layer.weight.row
     low, high = input_ends(layer)
@@ -99,7 +99,7 @@ def _codes(layer: Layer, weight: "Tensor", step: "Tensor", register: Register, o
 
 def input_ends(layer: Layer) -> tuple[int, int]:
     """(lowest, highest) code of a layer's activations."""
-    from analysis.partial_sums import ends
+    from analysis.accumulators.partial_sums import ends
 
     row: Any = None if layer.activation is None else layer.activation.row
     return ends(row)
@@ -128,7 +128,9 @@ def _read(file: Path, request: Request) -> "dict[str, Tensor]":
     from safetensors.torch import load_file
 
     if not file.is_file():
-        raise ValueError(f"no trained weights {str(file)!r}; make them with python -m analysis.a2q_training")
+        raise ValueError(
+            f"no trained weights {str(file)!r}; make them with python -m analysis.accumulators.a2q_training"
+        )
     found = load_file(file)
     missing = [layer.path for layer in request.layers if f"{layer.path}/codes" not in found]
     if missing:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from analysis.accumulators.registers import Register
 from analysis.methods import Layer, Request, _bound
-from analysis.registers import Register
 from fpsim._names import unknown
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _built(request: Request, layer: Layer, options: Options, index: int) -> "Qua
 
 
 def _fits(layer: "QuantizedLayer", register: Register, tolerance: float, rows: "Tensor") -> bool:
-    from analysis.partial_sums import beyond, matrix, row_codes, stretch
+    from analysis.accumulators.partial_sums import beyond, matrix, row_codes, stretch
 
     codes, weights = row_codes(layer, rows), matrix(layer)
     count = beyond(codes, weights, register, stretch(layer), most=int(tolerance * len(codes) * len(weights)))

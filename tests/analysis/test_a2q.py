@@ -11,12 +11,12 @@ from tiny_pipelines import unet_pipeline
 
 import analysis
 import fpsim
-from analysis import a2q_training
+from analysis.accumulators import a2q_training
+from analysis.accumulators.partial_sums import adversary, by_weight, matrix, reach
+from analysis.accumulators.registers import Register
 from analysis.methods import Request, oaq
 from analysis.methods._bound import Ball, balls, fitted, projected
 from analysis.models.embedded.optimise import Run
-from analysis.partial_sums import adversary, by_weight, matrix, reach
-from analysis.registers import Register
 from analysis.runner import calibrate
 from analysis.runner.quantize import plan
 from analysis.runner.statistics import as_matrix, statistics

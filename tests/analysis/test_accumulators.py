@@ -11,13 +11,9 @@ from tiny_pipelines import dit_pipeline, unet_pipeline
 
 import analysis
 import fpsim
-from analysis.accumulator_cost import costs
-from analysis.accumulator_plot import draw
-from analysis.accumulator_runs import on_accumulator
 from analysis.accumulators import ALL, Candidate, Found, Row, Study, grid, study
-from analysis.cli import main
-from analysis.experiment import Experiment
-from analysis.partial_sums import (
+from analysis.accumulators.cost import costs
+from analysis.accumulators.partial_sums import (
     adversary,
     beyond,
     by_data_type,
@@ -30,9 +26,13 @@ from analysis.partial_sums import (
     watched,
     width,
 )
+from analysis.accumulators.plot import draw
+from analysis.accumulators.registers import Register, register_of
+from analysis.accumulators.runs import on_accumulator
+from analysis.cli import main
+from analysis.experiment import Experiment
 from analysis.plan import Plan
 from analysis.pricing import price
-from analysis.registers import Register, register_of
 from analysis.registry import workload
 from analysis.runner import calibrate
 from analysis.runner.quantize import engine_for

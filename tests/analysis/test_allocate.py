@@ -19,13 +19,13 @@ from scipy.optimize import milp
 from tiny_pipelines import dit_pipeline
 
 import hwmodels
-from analysis.allocate import Infeasible, allocate, cheapest, decoupled, front, solve
+from analysis.allocation import Infeasible, allocate, cheapest, decoupled, front, solve
+from analysis.allocation.costs import Costs, costs
+from analysis.allocation.mixture import experiment_text, mixture
+from analysis.allocation.outcomes import best, measured, mixed, table, uniform
 from analysis.cli import main
 from analysis.commands.allocate import budget
-from analysis.costs import Costs, costs
 from analysis.experiment import Experiment
-from analysis.mixture import experiment_text, mixture
-from analysis.outcomes import best, measured, mixed, table, uniform
 from analysis.registry import workload
 from analysis.scheme import Rule, Scheme, scheme
 from analysis.sensitivity import Sensitivity, Study, named

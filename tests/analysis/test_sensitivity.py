@@ -11,14 +11,14 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from tiny_pipelines import dit_pipeline, unet_pipeline
 
-from analysis.one_layer import Judge, candidate, judges, whole
-from analysis.prefix import Prefix
 from analysis.runner import Calibration, calibrate, quantize
 from analysis.runner.calibrate import layers_of
 from analysis.runner.samples import Call
 from analysis.scheme import Rule, Scheme, scheme
 from analysis.sensitivity import Sensitivity, decibel, named, sensitivity
-from analysis.visits import Clean, Visit, noise, restructured, visits
+from analysis.sensitivity.one_layer import Judge, candidate, judges, whole
+from analysis.sensitivity.prefix import Prefix
+from analysis.sensitivity.visits import Clean, Visit, noise, restructured, visits
 
 CAPTIONS = ["a red ring", "two blue squares", "green"]
 PIPELINES = {"unet": unet_pipeline, "transformer": dit_pipeline}

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.allocate import Allocation
-from analysis.costs import Costs
-from analysis.mixture import mixture
+from analysis.allocation import Allocation
+from analysis.allocation.costs import Costs
+from analysis.allocation.mixture import mixture
 from analysis.sensitivity import Sensitivity, Studied, decibel
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Outcome:
     """One scheme: `cost` in the costs' unit, `relative` to nothing quantized.
 
-    quality, content : predicted, sums over layers (see `analysis.visits`)
+    quality, content : predicted, sums over layers (see `analysis.sensitivity.visits`)
     measured_quality, measured_content : of the whole on the same visits
     other_quality, other_content : of the whole on other captions; None where not asked for, as all of these
     share            : of the budget that content layers got, for decoupled allocations
@@ -92,9 +92,9 @@ def measured(
 
     Without any left, the other captions' scores stay None.
     """
-    from analysis.one_layer import judges, whole
     from analysis.runner.quantize import quantize
-    from analysis.visits import Clean, visits
+    from analysis.sensitivity.one_layer import judges, whole
+    from analysis.sensitivity.visits import Clean, visits
 
     study, calibration = studied.study, studied.calibration
     sets = []

@@ -1,7 +1,7 @@
 """What quantizing one layer does, for every layer: the loop behind `analysis.sensitivity`.
 
 Layers are made by the method as for a pipeline (`analysis.methods`), all of one candidate at a time, and put into a
-denoiser in full precision one by one (`analysis.prefix`). Each visit is kept on disk when it is done.
+denoiser in full precision one by one (`analysis.sensitivity.prefix`). Each visit is kept on disk when it is done.
 """
 
 import hashlib
@@ -14,15 +14,15 @@ import numpy.typing as npt
 
 from analysis.methods import Request
 from analysis.methods import method as method_called
-from analysis.prefix import Prefix
 from analysis.runner.calibrate import Calibration, layers_of
 from analysis.runner.load import denoiser_name
 from analysis.runner.quantize import plan
 from analysis.runner.sample import Progress
 from analysis.runner.samples import first
 from analysis.scheme import Scheme
+from analysis.sensitivity.prefix import Prefix
+from analysis.sensitivity.visits import Clean, Visit, noise, restructured
 from analysis.store import DamagedFile, digest, read_json, write_json
-from analysis.visits import Clean, Visit, noise, restructured
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -35,7 +35,7 @@ METRICS = ("quality", "content")
 
 
 class Judge:
-    """Answers both questions of `analysis.visits` about outputs of one visit; content None leaves the second out."""
+    """Answers both questions of `analysis.sensitivity.visits` about outputs of one visit; content None leaves the second out."""
 
     def __init__(self, visit: Visit, reference: "Tensor", clean: Clean | None) -> None:
         self.visit, self.reference, self.clean = visit, reference, clean

@@ -1,8 +1,8 @@
 """Mixed precision with real costs: which arithmetic each layer gets under a budget of time, energy or memory.
 
 One candidate per layer is chosen so that the summed sensitivity (`analysis.sensitivity`) is as small as a budget
-allows, where a choice costs what `hwmodels` says it costs on the device (`analysis.costs`), not its bits. That is an
-integer program,
+allows, where a choice costs what `hwmodels` says it costs on the device (`analysis.allocation.costs`), not its bits.
+That is an integer program,
 
     minimise  sum_l s[l, c(l)]   such that   rest + sum_l cost[l, c(l)] <= budget,   one candidate c(l) per layer l
 
@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from analysis.costs import Costs
-from analysis.mixture import mixture
+from analysis.allocation.costs import Costs
+from analysis.allocation.mixture import mixture
 from analysis.pareto import front as undominated
 from analysis.sensitivity import Metric, Sensitivity
 from analysis.units import count, digits, seconds, size

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from analysis.registers import Register
-from analysis.registers import ends as register_ends
+from analysis.accumulators.registers import Register
+from analysis.accumulators.registers import ends as register_ends
 from fpsim.formats import Format
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.accumulators import ALL, Candidate, Row, Study, Tell
-from analysis.partial_sums import LayerSums, watched
+from analysis.accumulators.partial_sums import LayerSums, watched
 from fpsim.accumulators import Accumulator, FusedDot
 from fpsim.spec import MatmulSpec
 

@@ -1,7 +1,7 @@
 """Trains a denoiser's integer weights for a narrow accumulator: A2Q's weight normalisation (arXiv:2301.13376).
 
-    python -m analysis.a2q_training --bits 16 --out DIR                          # shapes-sd, int8-w8a8
-    python -m analysis.a2q_training --bits 16 --tile 64 --outer 20 --out DIR --device cuda --steps 6000
+    python -m analysis.accumulators.a2q_training --bits 16 --out DIR                          # shapes-sd, int8-w8a8
+    python -m analysis.accumulators.a2q_training --bits 16 --tile 64 --outer 20 --out DIR --device cuda --steps 6000
 
 A channel's weight is a direction and a length, w = g * v / |v|_1, and the length in steps of its grid is capped by what
 the register holds for any input: g = 2**min(t, d + log2(cap)), s = 2**d the step, q = trunc(w / s) (equations 17 to
@@ -32,10 +32,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from analysis.accumulators.partial_sums import ends
+from analysis.accumulators.registers import Register
 from analysis.methods import Layer, Request, _bound, a2q
 from analysis.models.embedded.optimise import Run, optimise
-from analysis.partial_sums import ends
-from analysis.registers import Register
 from analysis.runner.calibrate import Calibration, calibrate
 from analysis.runner.load import denoiser_name, load
 from analysis.runner.quantize import plan, replaced
@@ -226,7 +226,8 @@ class Trained(nn.Module):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m analysis.a2q_training", description=(__doc__ or "").split("\n")[0])
+    about = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m analysis.accumulators.a2q_training", description=about)
     parser.add_argument("--pipeline", default="shapes-sd")
     parser.add_argument("--scheme", default="int8-w8a8", help="signed integers, static activations")
     parser.add_argument("--bits", type=int, required=True, help="width of the accumulator")

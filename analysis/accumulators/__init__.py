@@ -1,9 +1,9 @@
 """What-if accumulators: how narrow the register may be that a quantized model's products are added in.
 
 For each candidate, an accumulator and the method that made the weights: what every layer needs (two guarantees and
-three observations, `analysis.partial_sums`), how many outputs would leave the register on calibration inputs, how often
-it overflowed when it ran, the pictures it made, bit for bit in exact arithmetic, and what the unit costs in gates and
-joules beside the one with a 32-bit register.
+three observations, `analysis.accumulators.partial_sums`), how many outputs would leave the register on calibration
+inputs, how often it overflowed when it ran, the pictures it made, bit for bit in exact arithmetic, and what the unit
+costs in gates and joules beside the one with a 32-bit register.
 
     found = study(Study(pipeline="shapes-sd", scheme="int8-w8a8", candidates=grid([16, 18, 20])))
     found.table()           # tidy: a row per candidate and layer, and one per candidate over all layers
@@ -23,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.registers import Register, register_of
+from analysis.accumulators.registers import Register, register_of
 from fpsim.accumulators import Accumulator
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ LOG = logging.getLogger(__name__)
 Tell = Callable[[str, float, float], None]
 
 #: What measurements depend on besides `analysis.plan`'s sources.
-_FILES = ("accumulators.py", "accumulator_runs.py", "partial_sums.py", "registers.py", "metrics.py")
+_FILES = ("__init__.py", "runs.py", "partial_sums.py", "registers.py", "../metrics.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,7 @@ class Row:
     """One candidate in one layer, or in all of them (layer "all": the widest of each width, sums of counts).
 
     a, b : formats of the codes; products : per sum; macs : of a picture, all its steps and both halves of guidance
-    data_type .. final : widths in bits that hold sums, see `analysis.partial_sums`
+    data_type .. final : widths in bits that hold sums, see `analysis.accumulators.partial_sums`
     needing  : share of watched outputs with a partial sum in order beyond `bits`; None for tiles
     overflow, overflowed : overflows, and the share of outputs with any, while it ran; truncated: share of products that
         lost bits in alignment; None where nothing was counted
@@ -269,9 +269,9 @@ def study(asked: Study, runs: Path | None = None, device: str = "cpu", progress:
 
 
 def _answer(asked: Study, folder: Path | None, device: str, tell: Tell) -> Found:
-    from analysis.accumulator_cost import costs
-    from analysis.accumulator_plot import draw
-    from analysis.accumulator_runs import Laboratory
+    from analysis.accumulators.cost import costs
+    from analysis.accumulators.plot import draw
+    from analysis.accumulators.runs import Laboratory
     from analysis.store import digest, write_atomic
 
     lab = Laboratory(asked, device, tell)

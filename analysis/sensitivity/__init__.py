@@ -1,8 +1,9 @@
 """How much each layer minds each arithmetic, at each timestep, by two questions that are asked apart.
 
 One layer at a time is quantized, the rest stays in full precision, and the denoiser is called on stored inputs of the
-full-precision trajectory; see `analysis.visits` for the two scores (quality, content) and `analysis.one_layer` for the
-loop. Scores of layers nearly add up, which is what `analysis.allocate` builds on and checks.
+full-precision trajectory; see `analysis.sensitivity.visits` for the two scores (quality, content) and
+`analysis.sensitivity.one_layer` for the loop. Scores of layers nearly add up, which is what `analysis.allocation`
+builds on and checks.
 
     found = sensitivity(pipe, ["bf16", "fp8-w8a8", "nvfp4"], calibration)
     found.table()                        # layer, kind, candidate, timestep, quality, sqnr_db, content
@@ -36,7 +37,7 @@ Metric = Literal["quality", "content"]
 Tell = Callable[[str, float, float], None]
 
 #: What scores depend on besides `analysis.plan`'s sources.
-_FILES = ("one_layer.py", "prefix.py", "sensitivity.py", "visits.py")
+_FILES = ("__init__.py", "one_layer.py", "prefix.py", "visits.py")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,10 +145,10 @@ def sensitivity(
 
     The pipeline is not touched. Raises ValueError for no or equal candidates, and see `visits` and `candidate`.
     """
-    from analysis import one_layer
     from analysis.runner.calibrate import layers_of
     from analysis.runner.load import denoiser_name
-    from analysis.visits import Clean, visits
+    from analysis.sensitivity import one_layer
+    from analysis.sensitivity.visits import Clean, visits
 
     schemes = named(candidates)
     found = visits(pipe, calibration, images, steps)
