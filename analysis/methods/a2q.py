@@ -2,8 +2,8 @@
 
 Colbert et al., arXiv:2301.13376, without their training: weights on the grid of round to nearest are projected onto the
 L1 ball that the accumulator's width leaves (`_bound`) and rounded toward zero, as their quantizer does. Narrow
-registers leave little of a network that was not trained for them; `analysis.accumulators.a2q_training` does that training, and
-`trained=` takes what it made.
+registers leave little of a network that was not trained for them; `analysis.accumulators.a2q_training` does that
+training, and `trained=` takes what it made.
 
 Options: bits (or the width of the layer's own engine); tile, outer: two-level registers; sign_aware: the exact
 conditions instead of the one ball, A2Q+'s bound for inputs without a sign; rounding="nearest": better, as guaranteed;

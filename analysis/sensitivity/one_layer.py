@@ -35,7 +35,7 @@ METRICS = ("quality", "content")
 
 
 class Judge:
-    """Answers both questions of `analysis.sensitivity.visits` about outputs of one visit; content None leaves the second out."""
+    """Answers both questions of `visits` about outputs of one visit; content None leaves the second out."""
 
     def __init__(self, visit: Visit, reference: "Tensor", clean: Clean | None) -> None:
         self.visit, self.reference, self.clean = visit, reference, clean
