@@ -24,7 +24,7 @@ from ._names import choose
 from .device import Device
 from .device_file import device as find_device
 from .fallback import vector_rate
-from .lower import MODES, Mode, Program, program, single
+from .lower import MODES, Mode, Program, kept, program, single
 from .npu.array import find_array
 from .npu.model import NOTE as SYSTOLIC_NOTE
 from .npu.model import price_systolic
@@ -180,12 +180,7 @@ class Estimate:
 
 def _weights(work: Workload, scheme: PrecisionMap) -> tuple[float, int]:
     """(bytes of the weights the operations read, how many parameters that is), each layer once; on any device."""
-    if not isinstance(scheme, Shorthand):
-        return _counted(work, scheme)
-    if ("weights", scheme) not in work.memo:
-        work.memo["weights", scheme] = _counted(work, scheme)
-    found: tuple[float, int] = work.memo["weights", scheme]
-    return found
+    return kept(work, scheme, "weights", lambda: _counted(work, scheme))
 
 
 def _counted(work: Workload, scheme: PrecisionMap) -> tuple[float, int]:

@@ -18,10 +18,10 @@ not data flow: an intermediate result that is needed again later is not written,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from .ops import Attention, Conv, Gemm, Move, Norm, Op, Quantize, Reduction
 from .precision import Precision, PrecisionMap, Shorthand
 from .workload import Workload
 
+T = TypeVar("T")
 Mode: TypeAlias = Literal["eager", "graph", "compiled"]
 MODES = ("eager", "graph", "compiled")
 Indices: TypeAlias = npt.NDArray[np.int64]
@@ -187,12 +188,38 @@ def single(op: Op, precision: Precision) -> Program:
 
 def program(work: Workload, scheme: PrecisionMap, mode: Mode = "graph") -> Program:
     """Every launch of one pass of `work` under a scheme."""
-    if not isinstance(scheme, Shorthand):
-        return _in_order(work, scheme, mode)
-    if (scheme, mode) not in work.memo:
-        work.memo[scheme, mode] = _in_order(work, scheme, mode) if mode == "compiled" else _by_shape(work, scheme)
-    found: Program = work.memo[scheme, mode]
-    return found
+    if isinstance(scheme, Shorthand) and mode != "compiled":
+        return kept(work, scheme, mode, lambda: _by_shape(work, scheme))
+    return kept(work, scheme, mode, lambda: _in_order(work, scheme, mode))
+
+
+KEPT = 64  # results of schemes per workload: a sweep comes back to a few, an optimiser walks through thousands
+
+
+def kept(work: Workload, scheme: PrecisionMap, what: str, make: Callable[[], T]) -> T:
+    """`make()`, or what it gave before for the same workload, scheme and `what`: no device decides it.
+
+    Only for schemes whose equality means that they decide alike, which a frozen dataclass says; the newest `KEPT`.
+    """
+    if not _decides_by_value(scheme):
+        return make()
+    memo: dict[object, T] = work.memo
+    if (scheme, what) not in memo:
+        if len(memo) >= KEPT:
+            del memo[next(iter(memo))]
+        memo[scheme, what] = make()
+    return memo[scheme, what]
+
+
+def _decides_by_value(scheme: PrecisionMap) -> bool:
+    settings = getattr(scheme, "__dataclass_params__", None)
+    if settings is None or not (settings.frozen and settings.eq):
+        return False
+    try:
+        hash(scheme)
+    except TypeError:  # a field holds a dict or a list, which may change
+        return False
+    return True
 
 
 def _by_shape(work: Workload, scheme: Shorthand) -> Program:

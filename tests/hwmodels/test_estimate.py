@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pytest
@@ -19,7 +19,7 @@ from hwmodels import (
     UnsupportedFormat,
     Workload,
 )
-from hwmodels.lower import program
+from hwmodels.lower import KEPT, program
 from hwmodels.ops import Quantize
 
 estimate = partial(hwmodels.estimate, model="roofline")
@@ -135,6 +135,43 @@ def test_a_scheme_object_decides_per_layer():
     labels = {row.path: row.precision for row in result.breakdown.rows() if row.macs}
     assert labels["q"].startswith("int8 x int8 + int32")
     assert labels["thin"].startswith("bf16 x bf16")
+
+
+def test_a_scheme_that_cannot_change_is_lowered_once_for_all_devices():
+    """Equal frozen schemes share a program; one that may change between two calls is asked again."""
+
+    @dataclass(frozen=True)
+    class Fixed:
+        weight: str
+
+        def precision_for(self, op):
+            asked.append(op.path)
+            return Precision(weight=self.weight)
+
+    @dataclass(frozen=True)
+    class Loose(Fixed):
+        layers: list = field(default_factory=list)
+
+    class Plain:
+        precision_for = staticmethod(lambda op: Precision(weight=Plain.weight))
+        weight = "e4m3"
+
+    work, asked = replace(MODEL), []
+    first = [estimate(work, Fixed("e4m3"), device).time_s for device in ("h200-sxm", "l4")]
+    once = len(asked)
+    assert [estimate(work, Fixed("e4m3"), device).time_s for device in ("h200-sxm", "l4")] == first
+    assert len(asked) == once > 0
+    assert estimate(work, Fixed("bf16"), "l4").footprint.weights > estimate(work, Fixed("e4m3"), "l4").footprint.weights
+    asked.clear()
+    for repeat in (1, 2):
+        assert estimate(work, Loose("e4m3"), "l4").time_s == first[1]
+        assert len(asked) == repeat * once
+    narrow = estimate(work, Plain(), "l4").footprint.weights
+    Plain.weight = "bf16"
+    assert estimate(work, Plain(), "l4").footprint.weights > narrow
+    for index in range(2 * KEPT):
+        estimate(work, Precision(weight="e4m3", weight_group=index + 1), "l4")
+    assert len(work.memo) == KEPT
 
 
 def test_fallback_and_refusal_are_named():
