@@ -112,7 +112,7 @@ def test_streams_say_where_each_element_is(dataflow):
 def _naive_fetches(schedule, operand, kb):
     """(line, moves) from sets of words, asked one word at a time."""
     per_set = -(-kb * 1024 // 100)
-    order = [word for word in schedule.fetch_order(operand)[0].tolist() if word >= 0]
+    order = schedule.fetched(operand, schedule.stack(operand)).tolist()
     sets = [set(order[i : i + per_set]) for i in range(0, len(order), per_set)]
     if len(order) % per_set == 0:
         sets.append(set())
@@ -134,15 +134,37 @@ def _naive_fetches(schedule, operand, kb):
 
 
 def _asked(schedule, operand, column, row):
-    """Words of each line of a fold, from the layer's own matrix."""
-    if operand == "ifmap":
-        block = schedule.ifmap_block(column, row)
+    """Words of each line of a fold, from the layer's own matrices: pixel by pixel, filter by filter."""
+    layer, config, flow = schedule.layer, schedule.config, schedule.config.dataflow
+    sr, sc, t = schedule.sizes
+    down = range(row * config.rows, min((row + 1) * config.rows, sr))
+    across = range(column * config.columns, min((column + 1) * config.columns, sc))
+    ifmap = operand == "ifmap"
+
+    def word(pixel, window, number):  # indices into the m, k and n axes
+        if not ifmap:
+            return window * layer.n + number
+        y, x = (part * layer.stride for part in divmod(pixel, layer.outputs[1]))
+        dy, dx, channel = np.unravel_index(window, (layer.kernel_height, layer.kernel_width, layer.channels))
+        inside = y + dy < layer.height and x + dx < layer.width
+        return ((y + dy) * layer.width + x + dx) * layer.channels + channel if inside else -1
+
+    if operand == schedule.stationary:  # the last row goes in first
+        at = {"ws": lambda a, b: (None, a, b), "is": lambda a, b: (b, a, None)}[flow]
+        lines = [[word(*at(a, b)) for b in across] for a in reversed(down)]
     else:
-        order, places = schedule.fetch_order(operand)
-        words = order[order >= 0]
-        block = schedule.place_block(operand, places, column, row)
-        block = np.where(block >= 0, words[block], -1)
-    return [[word for word in line if word >= 0] for line in block.tolist()]
+        lanes = down if schedule.by_row(operand) else across
+        at = {
+            ("os", True): lambda s, lane: (lane, s, None),
+            ("os", False): lambda s, lane: (None, s, lane),
+            ("ws", True): lambda s, lane: (s, lane, None),
+            ("is", False): lambda s, lane: (None, lane, s),
+        }[flow, ifmap]
+        lines = [[] for _ in range(t + len(lanes) - 1)]
+        for i, lane in enumerate(lanes):
+            for s in range(t):
+                lines[s + i].append(word(*at(s, lane)))
+    return [[one for one in line if one >= 0] for line in lines]
 
 
 @pytest.mark.parametrize("dataflow", ["os", "ws", "is"])

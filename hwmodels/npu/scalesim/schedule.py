@@ -168,57 +168,73 @@ class Schedule:
         across = np.arange(column * c, min(column * c + c, sc))
         return np.ascontiguousarray(self.layer.addresses(across, down).T[::-1])
 
-    def fetch_order(self, operand: str) -> tuple[Indices, Indices]:
-        """(words in the order SCALE-Sim fetches them ahead of need, place of each element in that order).
-
-        The folds along one axis are stacked, each padded to the full array, and the stack is read as one skewed block.
-        Words are negative where it leaves a gap: padding and windows that stick out take up bandwidth, the skew does
-        not.  Places, of the shape of the stack, count the words without gaps, and are -1 for a gap.
-        """
+    def stack_shape(self, operand: str) -> tuple[int, int, int]:
+        """(folds, lines of each, lanes) of `stack`."""
         r, c, flow = self.config.rows, self.config.columns, self.config.dataflow
-        sr, sc, t = self.sizes
-        size, total, height = (r, sr, t) if self._by_row(operand) else (c, sc, sr if flow != "os" else t)
-        folds = -(-total // size)
-        stack = np.full((folds * height, size), -2, dtype=np.int64)
+        sr, _, t = self.sizes
+        if self.by_row(operand):
+            return len(self.rows), t, r
+        return len(self.columns), sr if flow != "os" else t, c
+
+    def stack(self, operand: str) -> Indices:
+        """All words of an operand, (folds along one axis * lines, lanes), -2 where a lane or a window has none.
+
+        The folds along one axis on top of each other, each as wide as the array: read as one skewed block, this is the
+        order SCALE-Sim fetches them in ahead of need, and its slices are what the folds ask for.
+        """
+        folds, height, size = self.stack_shape(operand)
+        total = self.sizes[0 if self.by_row(operand) else 1]
+        # four bytes a word, as long as they are enough, to move half as much
+        words = self.layer.words if operand == "ifmap" else self.layer.k * self.layer.n
+        dtype = np.int32 if words < np.iinfo(np.int32).max else np.int64
+        stack = np.full((folds * height, size), -2, dtype=dtype)
         for fold in range(folds):
             lanes = np.arange(fold * size, min(fold * size + size, total))
-            stack[fold * height : (fold + 1) * height, : len(lanes)] = self._words(operand, lanes, height)
-        stack[stack < 0] = -2
-        flat = stack.ravel() if operand == self.stationary else skewed(stack).ravel()
-        place = np.cumsum(flat >= 0) - 1
-        if operand != self.stationary and size > 1:
-            item = place.itemsize
-            place = np.lib.stride_tricks.as_strided(place, stack.shape, (size * item, (size + 1) * item))
-        return flat[flat != -1], np.where(stack >= 0, place.reshape(stack.shape), -1)
+            stack[fold * height : (fold + 1) * height, : len(lanes)] = self._words(operand, lanes, height, dtype)
+        if operand == "ifmap" and self.layer.overhangs:
+            stack[stack < 0] = -2
+        return stack
+
+    def fetched(self, operand: str, stack: Indices) -> Indices:
+        """The words of a stack in the order they are fetched, gaps left out."""
+        flat = (stack if operand == self.stationary else skewed(stack)).ravel()
+        return flat[flat >= 0]
 
     @property
     def stationary(self) -> str:
         """The operand that is loaded, and not streamed ("" for os)."""
         return {"ws": "filter", "is": "ifmap"}.get(self.config.dataflow, "")
 
-    def _by_row(self, operand: str) -> bool:
+    def by_row(self, operand: str) -> bool:
         """Whether an operand is cut along the array's rows; the other way is along its columns."""
         return (self.config.dataflow != "is") == (operand == "ifmap")
 
-    def place_block(self, operand: str, places: Indices, column: int, row: int) -> Indices:
-        """The places of what one fold asks for, in the form of `ifmap_block`."""
-        r, sr, t = self.config.rows, self.sizes[0], self.sizes[2]
+    def edges(self, operand: str) -> Indices:
+        """First line in the stack of each block of an operand, and the end of the last."""
         if operand == self.stationary:
-            start = column * sr + row * r
-            return places[start : column * sr + min(row * r + r, sr)][::-1]
-        fold, used = (row, self.rows[row]) if self._by_row(operand) else (column, self.columns[column])
-        return skewed(places[fold * t : (fold + 1) * t, :used])
+            ends = np.cumsum(np.tile(self.rows, len(self.columns)))
+            return np.concatenate(([0], ends))
+        folds = len(self.rows if self.by_row(operand) else self.columns)
+        return np.arange(folds + 1) * self.sizes[2]
 
-    def _words(self, operand: str, lanes: Indices, height: int) -> Indices:
+    def block(self, operand: str, stack: Indices, number: int) -> Indices:
+        """What one fold asks for, (lines, lanes) in order, negative where it asks for nothing."""
+        begin, end = self.edges(operand)[number : number + 2]
+        if operand == self.stationary:
+            return stack[begin:end][::-1]
+        used = (self.rows if self.by_row(operand) else self.columns)[number]
+        return skewed(stack[begin:end, :used])
+
+    def _words(self, operand: str, lanes: Indices, height: int, dtype: type[np.signedinteger]) -> Indices:
         """(height, lanes) of the operand matrix, lanes along the array's edge."""
         steps, flow = np.arange(height), self.config.dataflow
         if operand == "ifmap":
             if flow == "ws":
-                return self.layer.addresses(steps, lanes)
-            return np.ascontiguousarray(self.layer.addresses(lanes, steps).T)
+                return self.layer.addresses(steps, lanes, dtype)
+            return self.layer.addresses(lanes, steps, dtype).T
         if flow == "is":
-            return np.ascontiguousarray((lanes[:, None] * self.layer.n + steps).T)
-        return steps[:, None] * self.layer.n + lanes
+            return np.add.outer(steps.astype(dtype), lanes.astype(dtype) * self.layer.n)
+        return np.add.outer(steps.astype(dtype) * self.layer.n, lanes.astype(dtype))
 
     def ifmap_lines(self) -> tuple[int, int]:
         """First and last line in which the input is asked for, windows that stick out taken into account."""

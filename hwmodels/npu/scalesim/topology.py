@@ -94,17 +94,24 @@ class Layer:
         columns = (self.outputs[1] - 1) * self.stride + self.kernel_width
         return rows > self.height or columns > self.width
 
-    def addresses(self, pixels: Indices, window: Indices) -> Indices:
+    @property
+    def words(self) -> int:
+        """Words of the input."""
+        return self.height * self.width * self.channels
+
+    def addresses(self, pixels: Indices, window: Indices, dtype: type[np.signedinteger] = np.int64) -> Indices:
         """Words of the input that the rows `pixels` and columns `window` of the M x K matrix are; -1 outside."""
-        if self.kernel_height == 1 and self.kernel_width == self.width and self.stride == 1:  # a product
-            return pixels[:, None] * (self.width * self.channels) + window
-        row, column = np.divmod(pixels[:, None], self.outputs[1])
+        row, column = np.divmod(pixels, self.outputs[1])
         row, column = row * self.stride, column * self.stride
-        down, rest = np.divmod(window[None, :], self.kernel_width * self.channels)
+        down, rest = np.divmod(window, self.kernel_width * self.channels)
         across, channel = np.divmod(rest, self.channels)
-        row, column = row + down, column + across
-        inside = (row < self.height) & (column < self.width)
-        return np.where(inside, (row * self.width + column) * self.channels + channel, -1)
+        corner = ((row * self.width + column) * self.channels).astype(dtype)
+        offset = ((down * self.width + across) * self.channels + channel).astype(dtype)
+        out = np.add.outer(corner, offset)
+        if self.overhangs:
+            out[np.greater_equal.outer(row, self.height - down)] = -1
+            out[np.greater_equal.outer(column, self.width - across)] = -1
+        return out
 
 
 def gemm_layer(name: str, m: int, n: int, k: int) -> Layer:

@@ -6,23 +6,25 @@ prefetch buffer's worth of sets, as often as it takes; each move is one fetch of
 that are passed over included.  Which request moves the window does not depend on time, so the moves are found here and
 what they cost in `replay.py`.
 
-A request is answered if the set its own element was lined up in is inside the window; a line of requests, if its lowest
-and highest such set are.  Words of a convolution are in other sets too, which are looked up only where that fails.
+Between two moves the window is a table with one truth value per word, so that millions of requests are looked up at
+once, many folds at a time; only a fold in which one fails is gone through in order.  A convolution's words are in
+several sets each, and are in the table if any of those is in the window.  Where folds ask for the same words again (the
+stream, once per column of folds), the moves depend only on where the window stands, and are not looked for again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
 
 import numpy as np
-import numpy.typing as npt
 
 from .schedule import Schedule
 from .topology import Indices
 
-LINES = 128
+CHUNK = 4096  # requests looked up at first; twice as many each time none moves the window
+Moves = list[tuple[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,58 +43,43 @@ class Fetches:
         return (self.first + sum(self.moves) * self.each) * self.bandwidth
 
 
-@dataclass
-class _Block:
-    """What one fold asks for: the set of each request (lines, lanes), -1 for none, and the extremes of each line."""
+class _Window:
+    """The ring of `count` sets, `held` of them inside from `start` on, moved by `step`."""
 
-    sets: npt.NDArray[np.int32]
-    low: npt.NDArray[np.int32]
-    high: npt.NDArray[np.int32]
-    words: Callable[[], Indices]
+    def __init__(self, fetched: Indices, per_set: int, count: int, held: int, step: int) -> None:
+        self.fetched, self.per_set = fetched, per_set
+        self.count, self.held, self.step, self.start = count, held, step, 0
+        # the last two entries are what the indices -1 and -2 find: nothing is asked for, so nothing is missing
+        self.inside = np.empty(int(fetched.max()) + 3, dtype=np.bool_)
+        self.go(0)
 
+    def go(self, start: int) -> None:
+        """Let the window begin with the set `start`."""
+        self.start, size = start, self.per_set
+        self.inside[:] = False
+        self.inside[self.fetched[start * size : (start + self.held) * size]] = True
+        self.inside[self.fetched[: max(start + self.held - self.count, 0) * size]] = True
+        self.inside[-2:] = True
 
-def _block(places: Indices, per_set: int, words: Callable[[], Indices]) -> _Block:
-    sets = (places // per_set).astype(np.int32)  # -1 stays -1
-    high = sets.max(axis=1)
-    return _Block(sets, np.where(sets < 0, np.iinfo(np.int32).max, sets).min(axis=1), high, words)
-
-
-@dataclass
-class _Ring:
-    """The window of sets: `count` of them, `active` inside, moved by `step`."""
-
-    count: int
-    active: int
-    step: int
-    start: int = 0
-
-    def serve(self, requests: list[list[int]]) -> int:
-        """Moves that one line takes, each request given as the sets its word is in."""
-        moves, start, count, active, step = 0, self.start, self.count, self.active, self.step
-        for sets in requests:
-            while all((one - start) % count >= active for one in sets):
-                start = (start + step) % count
-                moves += 1
-        self.start = start
+    def move_to(self, word: int) -> int:
+        """Move until a word is inside; the number of moves."""
+        sets = set((np.flatnonzero(self.fetched == word) // self.per_set).tolist())
+        start, moves = self.start, 0
+        while all((one - start) % self.count >= self.held for one in sets):
+            start, moves = (start + self.step) % self.count, moves + 1
+        self.go(start)
         return moves
 
-
-class _Copies:
-    """All sets each word is in, found when first asked for."""
-
-    def __init__(self, order: Indices, per_set: int, count: int) -> None:
-        found = order[order >= 0]
-        self.count = count
-        most = (int(found.max()) + 1) * count
-        small = np.int32 if most < np.iinfo(np.int32).max else np.int64  # half the bytes sort in half the time
-        pairs = np.sort((found * count + np.arange(len(found)) // per_set).astype(small))
-        pairs = pairs[np.concatenate(([True], pairs[1:] != pairs[:-1]))]
-        self.sets = (pairs % count).tolist()
-        self.start = np.searchsorted(pairs, np.arange(0, most + 1, count, dtype=small)).tolist()
-
-    def of(self, words: Indices) -> list[list[int]]:
-        """The sets of each word."""
-        return [self.sets[self.start[word] : self.start[word + 1]] for word in words.tolist()]
+    def first_miss(self, words: Indices, begin: int = 0) -> int:
+        """Position of the first word from `begin` on that is outside; the length if none is."""
+        ahead = CHUNK
+        while begin < len(words):
+            found = self.inside.take(words[begin : begin + ahead])
+            at = int(found.argmin())
+            if not found[at]:
+                return begin + at
+            begin, ahead = begin + ahead, ahead * 2
+        return len(words)
 
 
 def fetches(schedule: Schedule, operand: str, kb: int, bandwidth: int) -> Fetches:
@@ -100,63 +87,85 @@ def fetches(schedule: Schedule, operand: str, kb: int, bandwidth: int) -> Fetche
     total = kb * 1024
     active = -(-total // 2)
     rest = total - active
-    order, places = schedule.fetch_order(operand)
     per_set = -(-total // 100)
-    count = (int(places.max()) + 1) // per_set + 1
-    held = min(-(-active // per_set), count)
-    step = min(-(-rest // per_set), count - held)
-    out: list[tuple[int, int]] = []
-    if step:
-        alone = operand == "filter" or schedule.layer.distinct[1]
-        copies = None if alone else _Copies(order, per_set, count)
-        ring, blocks = _Ring(count, held, step), dict[tuple[int, int], _Block]()
-        stream, rows = schedule.stream(operand), len(schedule.rows)
-        for fold in range(len(stream.until)):
-            column, row = divmod(fold, rows)
-            key = _key(schedule.config.dataflow, operand, column, row)
-            if key not in blocks:
-                words = cache(partial(schedule.ifmap_block, column, row))
-                blocks[key] = _block(schedule.place_block(operand, places, column, row), per_set, words)
-            first = fold * schedule.period + int(stream.first[fold])
-            out += [(first + line, moves) for line, moves in _fold(ring, blocks[key], copies)]
+    held = -(-active // per_set)
+    found: list[tuple[int, int]] = []
+    # windows that stick out ask for less than the whole matrix; if that fits, nothing ever moves
+    layer = schedule.layer
+    if (layer.m if operand == "ifmap" else layer.n) * layer.k // per_set >= held:
+        stack = schedule.stack(operand)
+        fetched = schedule.fetched(operand, stack)
+        count = len(fetched) // per_set + 1
+        if count > held:
+            step = min(-(-rest // per_set), count - held)
+            found = list(_moves(schedule, operand, stack, _Window(fetched, per_set, count, held, step)))
+    folds, lines, lanes = schedule.stack_shape(operand)
     return Fetches(
-        line=tuple(line for line, _ in out),
-        moves=tuple(moves for _, moves in out),
-        first=min(-(-active // bandwidth), -(-len(order) // bandwidth)),
+        line=tuple(line for line, _ in found),
+        moves=tuple(moves for _, moves in found),
+        first=min(-(-active // bandwidth), -(-folds * lines * lanes // bandwidth)),
         each=-(-rest // bandwidth),
         bandwidth=bandwidth,
     )
 
 
-def _key(flow: str, operand: str, column: int, row: int) -> tuple[int, int]:
-    """Folds that ask for the same words share a key."""
-    if flow == "os":
-        return (-1, row) if operand == "ifmap" else (column, -1)
-    moving = {"ws": "ifmap", "is": "filter"}[flow]
-    return (-1, row) if operand == moving else (column, row)
+def _moves(schedule: Schedule, operand: str, stack: Indices, window: _Window) -> Iterator[tuple[int, int]]:
+    """(line, moves) of all folds."""
+    known: dict[tuple[int, int], tuple[Moves, int]] = {}
+    for fold, blocks in _passes(schedule, operand):
+        key = blocks.start, window.start
+        if key not in known:
+            known[key] = list(_pass(schedule, operand, stack, fold, blocks, window)), window.start
+        found, end = known[key]
+        if end != window.start:
+            window.go(end)
+        begin = fold * schedule.period
+        for line, moves in found:
+            yield begin + line, moves
 
 
-def _fold(ring: _Ring, block: _Block, copies: _Copies | None) -> list[tuple[int, int]]:
-    """(line, moves) of one fold."""
-    out = []
-    line, step, lines = 0, LINES, len(block.sets)
-    while line < lines:
-        end = min(line + step, lines)
-        high = block.high[line:end]
-        down, up = (block.low[line:end] - ring.start) % ring.count, (high - ring.start) % ring.count
-        bad = ((up >= ring.active) | (down > up)) & (high >= 0)
-        start = ring.start
-        for at in np.flatnonzero(bad).tolist():
-            here = line + at
-            asked = block.sets[here] >= 0
-            if copies is not None:
-                requests = copies.of(block.words()[here][asked])
-            else:
-                requests = block.sets[here][asked, None].tolist()
-            moves = ring.serve(requests)
-            if moves:
-                out.append((here, moves))
-                end = here + 1  # the lines after it face another window
-                break
-        line, step = end, LINES if ring.start != start else step * 2
-    return out
+def _passes(schedule: Schedule, operand: str) -> Iterator[tuple[int, range]]:
+    """(first fold, its and the following folds' blocks of the stack): folds that ask for the same words share them."""
+    rows, columns = len(schedule.rows), len(schedule.columns)
+    if operand == schedule.stationary:
+        yield 0, range(rows * columns)
+    elif schedule.by_row(operand):
+        for column in range(columns):
+            yield column * rows, range(rows)
+    else:
+        for fold in range(rows * columns):
+            yield fold, range(fold // rows, fold // rows + 1)
+
+
+def _pass(
+    schedule: Schedule, operand: str, stack: Indices, fold: int, blocks: range, window: _Window
+) -> Iterator[tuple[int, int]]:
+    """(line after the first fold's beginning, moves) of one pass over some blocks."""
+    edges, flat = schedule.edges(operand).tolist(), stack.ravel()
+    first = schedule.stream(operand).first[fold : fold + len(blocks)].tolist()
+    lanes, last = stack.shape[1], edges[blocks.stop] * stack.shape[1]
+    number = blocks.start
+    while number < blocks.stop:
+        miss = window.first_miss(flat[:last], edges[number] * lanes)
+        if miss == last:
+            break
+        number = bisect_right(edges, miss // lanes) - 1
+        index = number - blocks.start
+        for line, moves in _block(schedule.block(operand, stack, number), window):
+            yield index * schedule.period + first[index] + line, moves
+        number += 1
+
+
+def _block(words: Indices, window: _Window) -> Iterator[tuple[int, int]]:
+    """(line, moves) of one fold, its requests in order."""
+    flat, lanes = words.ravel(), words.shape[1]
+    at, line, moves = window.first_miss(flat), -1, 0
+    while at < len(flat):
+        if at // lanes != line and moves:
+            yield line, moves
+            moves = 0
+        line = at // lanes
+        moves += window.move_to(int(flat[at]))
+        at = window.first_miss(flat, at + 1)
+    if moves:
+        yield line, moves
