@@ -109,7 +109,7 @@ def test_the_key_knows_everything_but_the_description() -> None:
     ("change", "says"),
     [
         (("prompts = 8", "promts = 8"), "quality: unknown key 'promts'; did you mean 'prompts'? (known: batch"),
-        (("prompts = 8", 'prompts = "8"'), "quality: prompts must be an integer, not '8'"),
+        (("prompts = 8", 'prompts = "8"'), "quality: prompts: prompts are a number, or in a file (.txt, "),
         (("prompts = 8", "prompts = true"), "quality: prompts must be an integer, not True"),
         (("prompts = 8", "prompts = 0"), "quality: prompts must be at least 1, not 0"),
         (("prompts = 8", "objects = [5]"), "objects must be some of 1, 2, 3, 4, not [5]"),

@@ -44,6 +44,13 @@ TREE: dict[str, Any] = {
         "batch": 2,
         "calibration": 1,
         "confidence": 0.9,
+        "captions": ["a cat", "a dog", "two cats", "a house"],
+        "seeds": [1, 2, 3, 4],
+        "calibration_captions": ["a mouse"],
+        "height": 64,
+        "width": 64,
+        "frames": 1,
+        "metrics": [],
     },
     "configuration": [
         {"scheme": ["bf16", "int8-w8a8+dynamic"], "method": "rtn", "prompts": 2},
