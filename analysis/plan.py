@@ -129,19 +129,31 @@ class Plan:
         return tuple(rows)
 
     @cached_property
-    def scenes(self) -> Scenes:
-        """The prompts, interleaved by number of objects, so that any first few of them are mixed as all of them are."""
-        return held_out(self.experiment.quality.prompts, self.experiment.quality.objects, self.experiment.quality.seed)
+    def scenes(self) -> Scenes | None:
+        """What the prompts ask for; None for prompts of one's own of which some is no sentence of the scene grammar.
+
+        Our own are interleaved by number of objects, so that any first few of them are mixed as all of them are.
+        """
+        quality = self.experiment.quality
+        if not quality.captions:
+            return held_out(quality.prompts, quality.objects, quality.seed)
+        from analysis.scenes import parse
+
+        try:
+            return parse(quality.captions)
+        except ValueError:
+            return None
 
     @cached_property
     def captions(self) -> list[str]:
-        return self.scenes.captions()
+        own = self.experiment.quality.captions
+        return list(own) if own or self.scenes is None else self.scenes.captions()
 
     def seeds(self, row: Row) -> list[int]:
         """One per prompt: the same in every row but the noise floor."""
         first = self.experiment.quality.seed * 2 * LARGEST_SAMPLE
         first += LARGEST_SAMPLE if row.role == "noise floor" else 0
-        return [first + index for index in range(row.prompts)]
+        return [first + own for own in (self.experiment.quality.seeds or range(row.prompts))[: row.prompts]]
 
     @cached_property
     def batches(self) -> tuple[Batch, ...]:
@@ -194,8 +206,9 @@ class Plan:
             "surroundings": dict(self.surroundings),
         }
         if row.configuration.scheme != REFERENCE:
-            needs["calibration"] = [quality.calibration, quality.seed]
-        return needs
+            own = quality.calibration_captions
+            needs["calibration"] = list(own) if own else [quality.calibration, quality.seed]
+        return needs | quality.size
 
 
 _FIXED: tuple[tuple[str, Role], ...] = ((REFERENCE, "reference"), (NOISE_FLOOR, "noise floor"))
@@ -220,8 +233,10 @@ def held_out(count: int, objects: Sequence[int], seed: int) -> Scenes:
 
 
 def calibration_captions(experiment: Experiment) -> list[str]:
-    """Other prompts than the measured ones: their own seed."""
+    """Other prompts than the measured ones: their own seed, or those that the experiment says."""
     quality = experiment.quality
+    if quality.calibration_captions:
+        return list(quality.calibration_captions)
     return held_out(quality.calibration, quality.objects, quality.seed + 1_000_003).captions()
 
 

@@ -45,8 +45,10 @@ class Sampler:
     def pipeline(self) -> DiffusionPipeline:
         """The pipeline in full precision. Raises ValueError when it cannot be loaded."""
         from analysis.runner import load
+        from analysis.runner.sample import sized
 
-        return load(self.plan.experiment.quality.pipeline, device=self.plan.device)
+        quality = self.plan.experiment.quality
+        return sized(load(quality.pipeline, device=self.plan.device), **quality.size)
 
     @cached_property
     def calibration(self) -> Calibration:

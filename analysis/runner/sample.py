@@ -1,10 +1,10 @@
-"""Images from a pipeline, one seed per prompt.
+"""Images, or videos, from a pipeline, one seed per prompt.
 
 Pipelines differ in what their call takes; what is passed is looked up in the signature, so that one function serves
-Stable Diffusion 1/2/XL/3, PixArt and Flux. Every prompt draws its initial noise from its own generator on the CPU:
-an image depends on its caption and seed, not on its place in a batch, and a GPU starts from the same noise as a CPU.
-(Matrix libraries may choose another order of summation for another batch size, so images agree to float32 rounding,
-not to the bit.)
+Stable Diffusion 1/2/XL/3, PixArt and Flux, CogVideoX, Wan and LTX-Video. Every prompt draws its initial noise from its
+own generator on the CPU: an image depends on its caption and seed, not on its place in a batch, and a GPU starts from
+the same noise as a CPU. (Matrix libraries may choose another order of summation for another batch size, so images agree
+to float32 rounding, not to the bit.)
 """
 
 import copy
@@ -33,7 +33,9 @@ def sample(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> "Tensor":
-    """Images of `captions`, float32 (N, 3, H, W) in [0, 1], on the CPU, of the pipeline's own size.
+    """Images of `captions`, float32 (N, 3, H, W) in [0, 1], on the CPU, of the pipeline's own size (see `sized`).
+
+    Videos of a pipeline that makes them: (N, frames, 3, H, W).
 
     seeds      : one integer per caption, for its initial noise
     steps      : denoising steps; guidance : classifier-free guidance scale, 1 turns it off
@@ -59,6 +61,28 @@ def sample(
     return made.clamp_(0, 1)
 
 
+#: what a size is called by `sized` -> by pipelines
+_SIZES = {"height": "height", "width": "width", "frames": "num_frames"}
+
+
+def sized(
+    pipe: "DiffusionPipeline", height: int | None = None, width: int | None = None, frames: int | None = None
+) -> "DiffusionPipeline":
+    """The same pipeline, told what size to make wherever nobody says: pixels, and frames of a video.
+
+    Raises ValueError for a size that the pipeline's call does not take.
+    """
+    given = {"height": height, "width": width, "frames": frames}
+    wanted = {_SIZES[name]: value for name, value in given.items() if value is not None}
+    taken = inspect.signature(type(pipe).__call__).parameters
+    for name, value in given.items():
+        if value is not None and _SIZES[name] not in taken:
+            raise ValueError(f"{type(pipe).__name__} takes no {name}; leave {name} = {value} out")
+    made = copy.copy(pipe)
+    made._size = wanted
+    return made
+
+
 def check(captions: Sequence[str], seeds: Sequence[int], steps: int, batch_size: int) -> None:
     """Raise ValueError unless the arguments of `sample` make sense together."""
     if isinstance(captions, str):
@@ -79,12 +103,12 @@ def call(
     guidance: float,
     output: str,
 ) -> "Tensor":
-    """One call of the pipeline; `output` is "pt" for images in [0, 1] or "latent" to spare the decoder."""
+    """One call of the pipeline; `output` is "pt" for images or videos in [0, 1] or "latent" to spare the decoder."""
     import torch
 
     taken = inspect.signature(type(pipe).__call__).parameters
     if "prompt" not in taken:
-        raise ValueError(f"{type(pipe).__name__} takes no prompt; a text-to-image pipeline is needed")
+        raise ValueError(f"{type(pipe).__name__} takes no prompt; a text-to-image or -video pipeline is needed")
     wanted: dict[str, Any] = {
         "prompt": list(captions),
         "num_inference_steps": steps,
@@ -92,13 +116,16 @@ def call(
         "generator": [torch.Generator().manual_seed(int(seed)) for seed in seeds],
         "output_type": output,
         **_PREFERENCES,
+        **getattr(pipe, "_size", {}),
     }
     tokenizer = getattr(pipe, "tokenizer", None)
     if "max_sequence_length" in taken and tokenizer is not None:
         usual = taken["max_sequence_length"].default
         wanted["max_sequence_length"] = min(usual, tokenizer.model_max_length)
     with torch.no_grad():
-        return _quiet(pipe)(**{key: value for key, value in wanted.items() if key in taken}).images
+        made: Any = _quiet(pipe)(**{key: value for key, value in wanted.items() if key in taken})
+    found: Tensor = made.images if hasattr(made, "images") else made.frames
+    return found
 
 
 def _quiet(pipe: "DiffusionPipeline") -> "DiffusionPipeline":
