@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,15 @@ def shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
+def count_or_file(text: str) -> int | str:
+    """A number of prompts, or a file of them."""
+    return int(text) if text.removeprefix("-").isdecimal() else text
+
+
 #: keys of [quality] that the command line may change: name, type, help
-OVERRIDES: tuple[tuple[str, type, str], ...] = (
+OVERRIDES: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("pipeline", str, "pipeline to measure"),
-    ("prompts", int, "number of prompts"),
+    ("prompts", count_or_file, "number of prompts, or a file of them (text, CSV, Parquet)"),
     ("steps", int, "denoising steps"),
 )
 
@@ -48,6 +54,8 @@ OVERRIDES: tuple[tuple[str, type, str], ...] = (
 def overridden(experiment: Any, options: argparse.Namespace) -> Any:
     """The experiment with what the command line says about [quality]; a sweep keeps to that value too."""
     from dataclasses import replace
+
+    from analysis.experiment.prompts import with_other_prompts
 
     given = {name: getattr(options, name) for name, _, _ in OVERRIDES}
     changed = {name: value for name, value in given.items() if value is not None}
@@ -57,7 +65,9 @@ def overridden(experiment: Any, options: argparse.Namespace) -> Any:
     for row in experiment.sweep:
         fixed = {name: (value,) for name, value in changed.items() if getattr(row, name, ())}
         sweep.append(replace(row, **fixed))
-    return replace(experiment, quality=replace(experiment.quality, **changed), sweep=tuple(sweep))
+    prompts = changed.pop("prompts", None)
+    quality = experiment.quality if prompts is None else with_other_prompts(experiment.quality, prompts)
+    return replace(experiment, quality=replace(quality, **changed), sweep=tuple(sweep))
 
 
 def run(options: argparse.Namespace) -> None:
