@@ -121,9 +121,17 @@ class Request:
 
 
 class Method(Protocol):
-    """What a module of this package offers."""
+    """What a module of this package offers. A module whose `AXES` are `_axes.Axes` also says when inputs do not matter."""
 
     def quantize(self, request: Request) -> "Mapping[str, Module]": ...
+
+
+def looks_at_inputs(maker: Method, options: Mapping[str, Any]) -> bool:
+    """Whether a method wants calibration even where the scheme's own ranges do not."""
+    from analysis.methods._axes import Axes
+
+    axes = getattr(maker, "AXES", None)
+    return not isinstance(axes, Axes) or axes.over(options).needs_statistics
 
 
 #: Method names, by walking this folder.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.methods import Layer, Request
+from analysis.methods import Layer, Request, looks_at_inputs
 from analysis.methods import method as method_called
 from analysis.runner.calibrate import Calibration, calibrate, layers_of
 from analysis.runner.load import denoiser_name
@@ -102,8 +102,8 @@ def quantize(
     warn_unused(chosen, unused, name)
     ranges = calibration
     if ranges is not None and not isinstance(ranges, Calibration):
-        needed = any(layer.activation is not None and layer.activation.needs_calibration for layer in layers)
-        ranges = calibrate(pipe, ranges) if needed else None
+        static = any(layer.activation is not None and layer.activation.needs_calibration for layer in layers)
+        ranges = calibrate(pipe, ranges) if static or looks_at_inputs(maker, options) else None
     request = Request(pipe=pipe, layers=layers, calibration=ranges, options=options)
     replacements = maker.quantize(request)
     quantized = replaced(denoiser, replacements)

@@ -184,6 +184,24 @@ def test_axes_can_be_set_from_outside(dit: DiffusionPipeline, calibration: Calib
         Axes(rank=-1)
 
 
+def test_captions_are_calibrated_with_wherever_scheme_or_method_looks_at_inputs(
+    dit: DiffusionPipeline, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def noted(pipe: DiffusionPipeline, captions: list[str]) -> Calibration:
+        seen.append(captions)
+        return calibration
+
+    monkeypatch.setattr("analysis.runner.quantize.calibrate", noted)
+    quantize(dit, "nvfp4", method="rtn", calibration=CAPTIONS)
+    quantize(dit, "nvfp4", method="hadamard", calibration=CAPTIONS, rounding="nearest", transform="none")
+    assert not seen
+    quantize(dit, "nvfp4", method="low-rank", calibration=CAPTIONS)
+    quantize(dit, "fp8-w8a8", method="rtn", calibration=CAPTIONS)
+    assert seen == [CAPTIONS, CAPTIONS]
+
+
 def test_fp_ptq_chooses_splits_per_tensor(dit: DiffusionPipeline, calibration: Calibration) -> None:
     made = quantize(dit, "fp8-w8a8+per-tensor", method="fp-ptq", calibration=calibration)
     layers = [m for m in made.transformer.modules() if isinstance(m, QuantizedLayer)]
