@@ -121,7 +121,7 @@ class Request:
 
 
 class Method(Protocol):
-    """What a module of this package offers. A module whose `AXES` are `_axes.Axes` also says when inputs do not matter."""
+    """What a module of this package offers; one whose `AXES` are `_axes.Axes` also says when inputs do not matter."""
 
     def quantize(self, request: Request) -> "Mapping[str, Module]": ...
 

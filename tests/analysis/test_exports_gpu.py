@@ -23,7 +23,7 @@ STEPS, PROMPTS = 2, 2
 
 
 def emulated(layer: Any, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """bfloat16 (rows, out): row-wise scaled FP8 product of the library on the loader's codes and our weights, then bias.
+    """bfloat16 (rows, out): the library's row-wise scaled FP8 product of the loader's codes and our weights, then bias.
 
     The loader divides each row's extreme by 448 with a Python number, which a GPU turns into a product with the rounded
     reciprocal; our layers divide. So the last bit of a scale can differ, and the scale is made here as the loader does.

@@ -1,5 +1,7 @@
 """Methods on small pipelines: statistics are right, formats are kept, and the output error goes down."""
 
+import sys
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -193,7 +195,7 @@ def test_captions_are_calibrated_with_wherever_scheme_or_method_looks_at_inputs(
         seen.append(captions)
         return calibration
 
-    monkeypatch.setattr("analysis.runner.quantize.calibrate", noted)
+    monkeypatch.setattr(sys.modules["analysis.runner.quantize"], "calibrate", noted)
     quantize(dit, "nvfp4", method="rtn", calibration=CAPTIONS)
     quantize(dit, "nvfp4", method="hadamard", calibration=CAPTIONS, rounding="nearest", transform="none")
     assert not seen
