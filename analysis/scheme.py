@@ -25,7 +25,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fpsim._names import unknown
-from fpsim.formats import FORMATS, BlockFormat, Format
+from fpsim.formats import FORMATS, BlockFormat, Format, ScaleRule, alike
 from fpsim.formats import format as format_row
 from fpsim.nn.quantizer import Granularity, Quantizer
 
@@ -383,6 +383,18 @@ def _asymmetric(rule: Rule) -> Rule:
     return replace(rule, activation=replace(activation, one_sided=other))
 
 
+def _least_error(rule: Rule) -> Rule:
+    found = {
+        role: one for role in ("weight", "activation") if (one := getattr(rule, role)) is not None and one.is_block
+    }
+    return replace(rule, **{role: replace(one, rule=_NEAREST_RULES.get(one.row.rule)) for role, one in found.items()})
+
+
+_BY_ERROR: tuple[ScaleRule, ...] = ("mse", "four-over-six")
+#: rule of block scales -> the one of its kind that measures the squared error
+_NEAREST_RULES: dict[ScaleRule, ScaleRule] = {rule: best for best in _BY_ERROR for rule in alike(best)}
+
+
 def _unsigned(row: Format) -> str:
     """The unsigned format of as many bits: uint8 for int8, ue2m2 for e2m1, itself if it is one."""
     if not row.signed:
@@ -415,7 +427,7 @@ def _with_attention(made: Scheme) -> Scheme:
         return made
     row = rule.activation.row
     if isinstance(row, BlockFormat):
-        operands = probabilities = Quantizer(format=row.name, granularity="block", range="dynamic")
+        operands = probabilities = replace(rule.activation, range="dynamic")
     else:
         operands = Quantizer(format=row.name, granularity="token", range="dynamic")
         probabilities = Quantizer(format=_unsigned(row))
@@ -433,6 +445,8 @@ def _keep_edges(made: Scheme) -> Scheme:
 #:                one-sided inputs (after SiLU, GELU, softmax)
 #:   per-tensor : one scale per weight tensor instead of one per output channel
 #:   g32, g64   : float32 weight scales per 32 or 64 input channels
+#:   least-error: block scales that leave the smaller squared error, of two or three (`fpsim.blocks.RULES`: mse,
+#:                four-over-six), for weights and, at run time, activations
 #:   attention  : both products of attention too, in the format of the activations, the softmax without a sign
 #:   keep-edges : first and last layers, time embedding and modulation stay in full precision (EDGES)
 VARIANTS: Mapping[str, Callable[[Scheme], Scheme]] = MappingProxyType(
@@ -443,6 +457,7 @@ VARIANTS: Mapping[str, Callable[[Scheme], Scheme]] = MappingProxyType(
         "per-tensor": _each_rule(_per_tensor),
         "g32": _each_rule(_grouped(32)),
         "g64": _each_rule(_grouped(64)),
+        "least-error": _each_rule(_least_error),
         "keep-edges": _keep_edges,
         "attention": _with_attention,
     }
@@ -504,7 +519,7 @@ def _checked(row: type, data: Any, what: str) -> dict[str, Any]:
 #: what the fields of the rows above are in a file
 _TYPES: Mapping[str, tuple[type, str]] = MappingProxyType(
     dict.fromkeys(("name", "arithmetic", "rest", "pattern", "spec"), (str, "a text"))
-    | dict.fromkeys(("format", "granularity", "range", "one_sided"), (str, "a text"))
+    | dict.fromkeys(("format", "granularity", "range", "one_sided", "rule"), (str, "a text"))
     | dict.fromkeys(("group", "steps"), (int, "a whole number"))
 )
 

@@ -35,7 +35,7 @@ from fpsim._kernels.lanes import LANES
 from fpsim.codec import decode as decode_scalar
 from fpsim.codec import encode as encode_scalar
 from fpsim.codec import real_array
-from fpsim.formats import BlockFormat, Format, ScaleRule
+from fpsim.formats import BlockFormat, Format, ScaleRule, alike
 from fpsim.formats import format as find_format
 from fpsim.rounding import Rounding
 from fpsim.rounding import rounding as find_rounding
@@ -74,13 +74,6 @@ RULES: dict[str, str] = {
     "four-over-six": "amax, or amax / (the value below m), whichever has the smaller squared error (amax if equal)",
     "range": "(max - min) / (levels - 1) with a zero point",
 }
-
-#: rules that may be asked for in each other's place
-_KINDS: tuple[tuple[ScaleRule, ...], ...] = (
-    ("floor", "ceil", "rceil", "even", "mse"),
-    ("amax", "four-over-six"),
-    ("range",),
-)
 
 
 def block_format(fmt: str | BlockFormat) -> BlockFormat:
@@ -167,6 +160,7 @@ def quantize_blocks(
         or (wanted == "floor" and row.rows > 1)
     ):
         result = decode(encode(values, row, axis, rounding=rounding, rule=rule))
+        result[np.isnan(result)] = np.nan  # one NaN, whichever road is taken
         return _put(result, out)
     if out is not None and np.may_share_memory(out, values) and out.ctypes.data != values.ctypes.data:
         values = values.copy()  # blocks would be written over others that are still to be read
@@ -203,7 +197,7 @@ def _checked(row: BlockFormat, x: Array, axis: int, rounding: str | Rounding, ru
     if find_rounding(rounding).stochastic:
         raise ValueError(f"block formats round deterministically, got {rounding!r}; encode x / scale in the element")
     wanted = rule or row.rule
-    allowed = next(kind for kind in _KINDS if row.rule in kind)
+    allowed = alike(row.rule)
     if wanted not in allowed:
         raise ValueError(f"unknown scale rule {wanted!r} for {row.name!r} (known: {', '.join(allowed)})")
     return wanted

@@ -35,6 +35,18 @@ Kind = Literal["float", "int", "codebook"]
 NanStyle = Literal["ieee", "all-ones", "negative-zero", "top", "none"]
 ScaleRule = Literal["floor", "ceil", "rceil", "even", "mse", "amax", "four-over-six", "range"]
 
+#: Rules that may be asked for in each other's place: powers of two, floats, asymmetric ones (`fpsim.blocks.RULES`).
+_SCALE_RULES: tuple[tuple[ScaleRule, ...], ...] = (
+    ("floor", "ceil", "rceil", "even", "mse"),
+    ("amax", "four-over-six"),
+    ("range",),
+)
+
+
+def alike(rule: ScaleRule) -> tuple[ScaleRule, ...]:
+    """The rules that may be asked for in place of `rule`, itself included."""
+    return next(kind for kind in _SCALE_RULES if rule in kind)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Format:

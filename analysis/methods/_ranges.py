@@ -101,9 +101,10 @@ def _trials(codes: "Tensor", row: "BlockFormat") -> "list[Tensor]":
     """Codes of block scales around `codes`, those first."""
     import torch
 
+    from fpsim.formats import alike
     from fpsim.nn import functional
 
-    if row.rule == "floor":
+    if row.rule in alike("floor"):
         moved = [(codes.int() + power).clamp(0, 254).to(torch.uint8) for power in _POWERS]
         return [codes] + [one for power, one in zip(_POWERS, moved, strict=True) if power]
     value = functional.decode(codes, row.scale)

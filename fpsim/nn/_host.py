@@ -17,7 +17,9 @@ from fpsim._jit import kernel, parallel
 WIDEST = 1 << 40  #: a group may be as long as it likes
 GRAIN = 1 << 16  #: elements that are worth a thread
 
-#: How a group's scale follows from its largest magnitude.
+#: How a group's scale follows from its largest magnitude. Where more than one scale is tried, the first with the
+#: smallest squared error is taken: FLOOR's, half and twice of it; TWO_LEVEL's for the format's largest value and for
+#: the one `below`.
 LINEAR, FLOOR, TWO_LEVEL = 0, 1, 2
 
 _FIELD = np.int32(0x7F800000)
@@ -83,21 +85,33 @@ def _given(x, y, s, z, size, inner, begin, end, low, high, lowest, lift, unit):
 
 
 @kernel
-def _scale(pattern, rule, top, high, whole, scale_high, scale_lowest, scale_lift):
+def _scale(pattern, rule, top, trial, below, high, whole, scale_high, scale_lowest, scale_lift):
     """Step of a group from the bit pattern of its largest magnitude; NaN in the group, and Inf in blocks, gives NaN."""
     lost = pattern >= _FIELD
     amax = np.int32(pattern).view(np.float32)
     if rule == FLOOR:
         wanted = np.int32((pattern >> 23) - top)
-        field = np.int32(0) if wanted < 0 else (np.int32(254) if wanted > 254 else wanted)
+        floor = np.int32(0) if wanted < 0 else (np.int32(254) if wanted > 254 else wanted)
+        moved = np.int32(floor + (trial == 2) - (trial == 1))
+        field = np.int32(0) if moved < 0 else (np.int32(254) if moved > 254 else moved)
         step = np.int32(0x00400000 if field == 0 else field << 23)
         return _NAN if lost else np.int32(step).view(np.float32)
     if rule == TWO_LEVEL:
-        ratio = np.divide(np.divide(amax, high), whole)
+        ratio = np.divide(np.divide(amax, below if trial else high), whole)
         found = _round(ratio, _ZERO, scale_high, scale_lowest, scale_lift, _ONE) * whole
         return _NAN if lost else (_VAST if found == _ZERO else found)
     linear = np.divide(amax, high)
     return _TINY if linear < _TINY else linear
+
+
+@kernel
+def _error(x, begin, end, s, low, high, lowest, lift, unit):
+    """Squared error of a run of elements with one scale, summed in float64 in ascending order."""
+    total = np.float64(0)
+    for i in range(begin, end):
+        error = np.float64(_round(np.divide(x[i], s), low, high, lowest, lift, unit) * s) - np.float64(x[i])
+        total += error * error
+    return total
 
 
 @kernel
@@ -126,7 +140,7 @@ def _affine(x, begin, end, low, high, lowest, lift, unit):
 
 @kernel
 def _rows(
-    x, y, whole, sample, length, size, begin, end, rule, signed, top,
+    x, y, whole, sample, length, size, begin, end, rule, signed, top, tries, below,
     low, high, lowest, lift, unit, scale_high, scale_lowest, scale_lift,
 ):  # fmt: skip
     """Rows begin .. end of `length` elements, each in groups of `size` consecutive ones."""
@@ -135,7 +149,14 @@ def _rows(
             last = min(first + size, row * length + length)
             if signed:
                 w = whole[row * length // sample]
-                s = _scale(_amax(x, first, last), rule, top, high, w, scale_high, scale_lowest, scale_lift)
+                pattern = _amax(x, first, last)
+                s = _scale(pattern, rule, top, 0, below, high, w, scale_high, scale_lowest, scale_lift)
+                least = _error(x, first, last, s, low, high, lowest, lift, unit) if tries > 1 else 0.0
+                for trial in range(1, tries):
+                    other = _scale(pattern, rule, top, trial, below, high, w, scale_high, scale_lowest, scale_lift)
+                    error = _error(x, first, last, other, low, high, lowest, lift, unit)
+                    if error < least:
+                        s, least = other, error
                 _same(x, y, first, last, s, _ZERO, low, high, lowest, lift, unit)
             else:
                 s, z = _affine(x, first, last, low, high, lowest, lift, unit)
@@ -143,12 +164,25 @@ def _rows(
 
 
 @kernel
+def _errors(x, begin, end, steps, errors, low, high, lowest, lift, unit):
+    """`_error` of groups that lie side by side, one step each."""
+    errors[:] = 0
+    for start in range(begin, end, len(steps)):
+        for lane in range(len(steps)):
+            step, value = steps[lane], x[start + lane]
+            made = _round(np.divide(value, step), low, high, lowest, lift, unit) * step
+            error = np.float64(made) - np.float64(value)
+            errors[lane] += error * error
+
+
+@kernel
 def _planes(
-    x, y, whole, sample, length, size, inner, begin, end, rule, top,
+    x, y, whole, sample, length, size, inner, begin, end, rule, top, tries, below,
     low, high, lowest, lift, unit, scale_high, scale_lowest, scale_lift,
 ):  # fmt: skip
     """Groups of `size` elements that lie `inner` apart: `inner` groups side by side. Signed formats."""
     patterns, steps, none = np.empty(inner, np.int32), np.empty(inner, np.float32), np.empty(0, np.float32)
+    others, errors, least = np.empty(inner, np.float32), np.empty(inner), np.empty(inner)
     blocks = (length + size - 1) // size
     for block in range(begin, end):
         first = (block // blocks * length + block % blocks * size) * inner
@@ -160,7 +194,18 @@ def _planes(
                 patterns[lane] = pattern if pattern > patterns[lane] else patterns[lane]
         w = whole[first // sample]
         for lane in range(inner):
-            steps[lane] = _scale(patterns[lane], rule, top, high, w, scale_high, scale_lowest, scale_lift)
+            steps[lane] = _scale(patterns[lane], rule, top, 0, below, high, w, scale_high, scale_lowest, scale_lift)
+        if tries > 1:
+            _errors(x, first, last, steps, least, low, high, lowest, lift, unit)
+        for trial in range(1, tries):
+            for lane in range(inner):
+                others[lane] = _scale(
+                    patterns[lane], rule, top, trial, below, high, w, scale_high, scale_lowest, scale_lift
+                )
+            _errors(x, first, last, others, errors, low, high, lowest, lift, unit)
+            for lane in range(inner):
+                if errors[lane] < least[lane]:
+                    steps[lane], least[lane] = others[lane], errors[lane]
         for start in range(first, last, inner):
             _beside(x, y, start, start + inner, steps, none, 0, low, high, lowest, lift, unit)
 
@@ -227,7 +272,7 @@ def given(x, y, step, zero, size, inner, grid):
     parallel(run, len(source) // unit, -(-GRAIN // unit))
 
 
-def found(x, y, samples, length, size, inner, grid, rule, signed, top=0, scale=None):
+def found(x, y, samples, length, size, inner, grid, rule, signed, top=0, scale=None, tries=1, below=1.0):
     """Write to `y` what `x` becomes with scales of its own; as `_triton.found`, on the CPU, float32.
 
     Groups of an unsigned format must be consecutive elements.
@@ -242,11 +287,11 @@ def found(x, y, samples, length, size, inner, grid, rule, signed, top=0, scale=N
         whole = np.ones(samples, np.float32)
 
     def rows(start, stop):
-        where = (sample, length, size, start, stop, rule, signed, top)
+        where = (sample, length, size, start, stop, rule, signed, top, tries, np.float32(below))
         _rows(source, made, whole, *where, *constants, *above)
 
     def planes(start, stop):
-        where = (sample, length, size, inner, start, stop, rule, top)
+        where = (sample, length, size, inner, start, stop, rule, top, tries, np.float32(below))
         _planes(source, made, whole, *where, *constants, *above)
 
     if inner == 1:

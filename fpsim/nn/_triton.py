@@ -25,7 +25,7 @@ WIDEST = 16384  #: longest group that a program holds
 #: Kernels run in Python on the CPU, for tests; nothing is compiled then.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-#: How a group's scale follows from its largest magnitude.
+#: How a group's scale follows from its largest magnitude; more than one is tried as in `_host`.
 LINEAR, FLOOR, TWO_LEVEL = 0, 1, 2
 
 
@@ -130,9 +130,45 @@ def _largest(x, whole, length, size, inner, groups, sample, T: tl.constexpr, P: 
 
 
 @triton.jit
+def _power(amax, lost, TOP: tl.constexpr, BY: tl.constexpr):
+    """(step, its inverse): the exponent of amax less that of the largest value, moved by BY."""
+    field = (amax.to(tl.int32, bitcast=True) >> 23) - TOP
+    field = tl.minimum(tl.maximum(field, 0), 254)
+    if BY != 0:
+        field = tl.minimum(tl.maximum(field + BY, 0), 254)
+    nan = tl.zeros_like(amax) + float("nan")
+    s = tl.where(field == 0, 0x00400000, field << 23).to(tl.float32, bitcast=True)  # 2^-127 is a subnormal one
+    inverse = tl.where(field == 254, 0x00400000, (254 - field) << 23).to(tl.float32, bitcast=True)
+    return tl.where(lost, nan, s), tl.where(lost, nan, inverse)
+
+
+@triton.jit
+def _block_scale(amax, lost, w, TO: tl.constexpr, HIGH: tl.constexpr, LOWEST: tl.constexpr, LIFT: tl.constexpr):
+    """Step under a scale above the blocks, w, which sends amax to TO."""
+    s = _round(tl.div_rn(tl.div_rn(amax, tl.zeros_like(amax) + TO), w), 0.0, HIGH, LOWEST, LIFT, 1.0) * w
+    s = tl.where(s == 0.0, 1.7014118346046923e38, s)  # 2^127: the block vanishes
+    return tl.where(lost, tl.zeros_like(amax) + float("nan"), s)
+
+
+@triton.jit
+def _error(
+    v, s, LOW: tl.constexpr, HIGH: tl.constexpr, LOWEST: tl.constexpr, LIFT: tl.constexpr, UNIT: tl.constexpr,
+    T: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """Squared error of each row, summed in float64 in ascending order: a tree of sums could decide ties otherwise."""
+    step = tl.zeros_like(v) + s[:, None]
+    error = (_round(tl.div_rn(v, step), LOW, HIGH, LOWEST, LIFT, UNIT) * step).to(tl.float64) - v.to(tl.float64)
+    squares = error * error
+    total = tl.zeros((T,), tl.float64)
+    for j in tl.range(P):
+        total += tl.sum(tl.where(tl.arange(0, P)[None, :] == j, squares, 0.0), axis=1)  # one term is not zero
+    return total
+
+
+@triton.jit
 def _found(
     x, y, whole, length, size, inner, groups, sample,
-    RULE: tl.constexpr, SIGNED: tl.constexpr, TOP: tl.constexpr,
+    RULE: tl.constexpr, SIGNED: tl.constexpr, TOP: tl.constexpr, TRIES: tl.constexpr, BELOW: tl.constexpr,
     LOW: tl.constexpr, HIGH: tl.constexpr, LOWEST: tl.constexpr, LIFT: tl.constexpr, UNIT: tl.constexpr,
     SCALE_HIGH: tl.constexpr, SCALE_LOWEST: tl.constexpr, SCALE_LIFT: tl.constexpr,
     T: tl.constexpr, P: tl.constexpr,
@@ -144,20 +180,27 @@ def _found(
     nan = tl.zeros_like(amax) + float("nan")
     zero = tl.zeros_like(amax)
     top = zero + HIGH
-    if RULE == 1:  # the exponent of amax less that of the largest value; the pattern of 2^-127 is a subnormal one
-        field = (amax.to(tl.int32, bitcast=True) >> 23) - TOP
-        field = tl.minimum(tl.maximum(field, 0), 254)
-        s = tl.where(field == 0, 0x00400000, field << 23).to(tl.float32, bitcast=True)
-        s = tl.where(lost, nan, s)
-        inverse = tl.where(field == 254, 0x00400000, (254 - field) << 23).to(tl.float32, bitcast=True)
-        inverse = tl.where(lost, nan, inverse)
+    if RULE == 1:
+        s, inverse = _power(amax, lost, TOP, 0)
+        if TRIES > 1:
+            least = _error(v, s, LOW, HIGH, LOWEST, LIFT, UNIT, T, P)
+            half, half_inverse = _power(amax, lost, TOP, -1)
+            error = _error(v, half, LOW, HIGH, LOWEST, LIFT, UNIT, T, P)
+            s, inverse = tl.where(error < least, half, s), tl.where(error < least, half_inverse, inverse)
+            least = tl.where(error < least, error, least)
+            twice, twice_inverse = _power(amax, lost, TOP, 1)
+            error = _error(v, twice, LOW, HIGH, LOWEST, LIFT, UNIT, T, P)
+            s, inverse = tl.where(error < least, twice, s), tl.where(error < least, twice_inverse, inverse)
     elif RULE == 2:
         w = zero + tl.load(whole + tl.program_id(1)).to(tl.float32, bitcast=True)
         w = tl.div_rn(w, zero + HIGH * SCALE_HIGH)
         w = tl.where(w == 0.0, 1.0, w)
-        s = _round(tl.div_rn(tl.div_rn(amax, top), w), 0.0, SCALE_HIGH, SCALE_LOWEST, SCALE_LIFT, 1.0) * w
-        s = tl.where(s == 0.0, 1.7014118346046923e38, s)  # 2^127: the block vanishes
-        s = tl.where(lost, nan, s)
+        s = _block_scale(amax, lost, w, HIGH, SCALE_HIGH, SCALE_LOWEST, SCALE_LIFT)
+        if TRIES > 1:
+            least = _error(v, s, LOW, HIGH, LOWEST, LIFT, UNIT, T, P)
+            other = _block_scale(amax, lost, w, BELOW, SCALE_HIGH, SCALE_LOWEST, SCALE_LIFT)
+            error = _error(v, other, LOW, HIGH, LOWEST, LIFT, UNIT, T, P)
+            s = tl.where(error < least, other, s)
     elif SIGNED:
         bad = tl.max((v != v).to(tl.int32), axis=1) != 0
         inf = tl.where(lost, float("inf"), amax)
@@ -227,11 +270,12 @@ def given(x, y, step, zero, size, inner, grid):
     )  # fmt: skip
 
 
-def found(x, y, samples, length, size, inner, grid, rule, signed, top=0, scale=None):
+def found(x, y, samples, length, size, inner, grid, rule, signed, top=0, scale=None, tries=1, below=1.0):
     """Write to `y` what contiguous `x` becomes, quantized with the scales of its own groups: `size` elements along an
     axis of `length`, `inner` elements apart, in each of `samples` equal parts.
 
-    rule : LINEAR, FLOOR (`top`: exponent of the format's largest value) or TWO_LEVEL (`scale`: Grid of block scales)
+    rule  : LINEAR, FLOOR (`top`: exponent of the format's largest value) or TWO_LEVEL (`scale`: Grid of block scales)
+    tries : scales per group to choose from, FLOOR 1 or 3, TWO_LEVEL 1 or 2 (`below`: the format's second largest value)
     """
     sample = x.numel() // samples
     groups = sample // length * -(-length // size)
@@ -245,7 +289,7 @@ def found(x, y, samples, length, size, inner, grid, rule, signed, top=0, scale=N
         _largest[programs](x, whole, length, size, inner, groups, sample, **shape)
     _found[programs](
         x, y, whole, length, size, inner, groups, sample,
-        RULE=rule, SIGNED=signed, TOP=top,
+        RULE=rule, SIGNED=signed, TOP=top, TRIES=tries, BELOW=below,
         LOW=grid.low, HIGH=grid.high, LOWEST=grid.floor, LIFT=grid.lift, UNIT=grid.unit,
         SCALE_HIGH=1.0 if scale is None else scale.high, SCALE_LOWEST=0 if scale is None else scale.floor,
         SCALE_LIFT=0 if scale is None else scale.lift, **shape,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import fpsim
-from fpsim.formats import BlockFormat, Format
+from fpsim.formats import BlockFormat, Format, alike
 from fpsim.formats import format as format_row
 
 _EXPONENT_FIELD = 0x7F800000
@@ -226,7 +226,8 @@ def block_scales(
 
     Raises ValueError for a 2-D block or a scale rule that has no torch version.
     """
-    if row.rows > 1 or not (row.rule == "floor" or (row.rule == "amax" and row.tensor_scale)):
+    powers = row.rule in alike("floor")
+    if row.rows > 1 or not (powers or (row.rule in alike("amax") and row.tensor_scale)):
         raise ValueError(
             f"{row.name!r} ({row.rows} x {row.block}, rule {row.rule!r}) has no torch version; use fpsim.quantize"
         )
@@ -234,19 +235,62 @@ def block_scales(
     parts = blocked(x, row.block, axis)
     amax = torch.maximum(parts.amax(axis + 1, keepdim=True), -parts.amin(axis + 1, keepdim=True))
     lost = ~torch.isfinite(amax)
-    if row.rule == "floor":
-        top = int(np.frexp(row.element.max)[1]) - 1
-        field = (amax.view(torch.int32) >> 23) - top  # E8M0 has the bias of float32: its codes are exponent fields
-        codes = field.clamp_(0, 254).masked_fill_(lost, 255).to(torch.uint8)
-        codes = codes.squeeze(axis + 1)
-        return block_step(codes, None, row, axis), codes, None
-    dims = tuple(dim for dim in range(amax.ndim) if dim != sample_axis)
-    whole = amax.masked_fill(lost, 0).amax(dims, keepdim=True)
-    whole = divided(whole, row.element.max * row.scale.max)
-    whole.masked_fill_(whole == 0, 1)
-    codes = encode(divided(amax, row.element.max) / whole, row.scale).masked_fill_(lost, row.scale.nan_code or 0)
-    codes, whole = codes.squeeze(axis + 1), whole.squeeze(axis + 1)
+    whole = None
+    if powers:
+        tried = _power_codes(amax, lost, row)
+    else:
+        dims = tuple(dim for dim in range(amax.ndim) if dim != sample_axis)
+        whole = amax.masked_fill(lost, 0).amax(dims, keepdim=True)
+        whole = divided(whole, row.element.max * (row.scale_top or row.scale.max))
+        whole.masked_fill_(whole == 0, 1)
+        tried = [
+            encode(divided(amax, top) / whole, row.scale).masked_fill_(lost, row.scale.nan_code or 0)
+            for top in tops(row)
+        ]
+        whole = whole.squeeze(axis + 1)
+    candidates = [codes.squeeze(axis + 1) for codes in tried]
+    codes = candidates[0] if len(candidates) == 1 else _least_error(parts, candidates, whole, row, axis)
     return block_step(codes, whole, row, axis), codes, whole
+
+
+def _power_codes(amax: Tensor, lost: Tensor, row: BlockFormat) -> list[Tensor]:
+    """E8M0 codes that a rule of powers of two considers; E8M0 has the bias of float32: codes are exponent fields."""
+    top = int(np.frexp(row.element.max)[1]) - 1
+    if row.rule == "rceil":
+        top, amax = 0, divided(amax, row.element.max)
+    words = amax.view(torch.int32)
+    if row.rule == "even":
+        words = words + (1 << (22 - row.element.mantissa_bits))
+    field = words >> 23
+    if row.rule in ("ceil", "rceil"):
+        field = field + ((words & 0x7FFFFF) != 0)
+    field = (field - top).clamp_(0, 254)
+    around = (0, -1, 1) if row.rule == "mse" else (0,)
+    return [(field + by).clamp_(0, 254).masked_fill_(lost, 255).to(torch.uint8) for by in around]
+
+
+def tops(row: BlockFormat) -> tuple[float, ...]:
+    """Element values that a rule of float scales sends a block's largest magnitude to."""
+    return (
+        (row.element.max,) if row.rule == "amax" else (row.element.max, row.element.magnitude(row.element.max_code - 1))
+    )
+
+
+def _least_error(parts: Tensor, candidates: list[Tensor], whole: Tensor | None, row: BlockFormat, axis: int) -> Tensor:
+    """Per block, the first of the scale codes with the smallest squared error, summed in float64 in ascending order."""
+    best, least = candidates[0], torch.empty(0)
+    for codes in candidates:
+        step = block_step(codes, whole, row, axis)
+        squares = round_(parts / step, row.element).mul_(step).double().sub_(parts).square_()
+        error = squares.select(axis + 1, 0).clone()
+        for index in range(1, row.block):
+            error += squares.select(axis + 1, index)
+        if codes is best:
+            least = error
+            continue
+        better = error < least
+        best, least = torch.where(better, codes, best), torch.where(better, error, least)
+    return best
 
 
 def block_step(codes: Tensor, whole: Tensor | None, row: BlockFormat, axis: int) -> Tensor:

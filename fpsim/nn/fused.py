@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpsim.formats import BlockFormat, Format
+from fpsim.formats import BlockFormat, Format, alike
 from fpsim.nn import functional
 from fpsim.nn.functional import Grid
 
@@ -32,6 +32,8 @@ class Runs:
     inner: int
 
 
+#: Rules of block scales that kernels know -> scales that they try per block.
+_TRIES = {"floor": 1, "mse": 3, "amax": 1, "four-over-six": 2}
 _ONE_RUN = Runs(size=1, inner=1)
 
 
@@ -113,9 +115,9 @@ def found(
         return None
     axis = axis % x.ndim
     if isinstance(row, BlockFormat):
-        if row.rows > 1 or not (row.rule == "floor" or (row.rule == "amax" and row.tensor_scale)):
+        if row.rows > 1 or row.rule not in _TRIES or row.scale_top not in (0, row.scale.max):
             return None
-        rule = kernels.FLOOR if row.rule == "floor" else kernels.TWO_LEVEL
+        rule = kernels.FLOOR if row.rule in alike("floor") else kernels.TWO_LEVEL
     else:
         rule = kernels.LINEAR
     scale = _grid(row.scale) if isinstance(row, BlockFormat) and row.tensor_scale else None
@@ -127,7 +129,10 @@ def found(
     dense = x.contiguous() if x.is_cuda else x.float().contiguous()
     made = torch.empty_like(dense, dtype=dtype if x.is_cuda else torch.float32)
     top = int(np.frexp(element.max)[1]) - 1
-    kernels.found(dense, made, samples, x.shape[axis], size, inner, grid, rule, element.signed, top, scale)
+    tries = _TRIES[row.rule] if isinstance(row, BlockFormat) else 1
+    below = functional.tops(row)[-1] if isinstance(row, BlockFormat) and rule == kernels.TWO_LEVEL else 1.0
+    where = (samples, x.shape[axis], size, inner, grid, rule, element.signed, top, scale)
+    kernels.found(dense, made, *where, tries, below)
     return made if x.is_cuda else made.to(dtype)
 
 

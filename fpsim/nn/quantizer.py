@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, get_args
 
-from fpsim.formats import BlockFormat, Format, finite_float
+from fpsim.formats import BlockFormat, Format, ScaleRule, alike, finite_float
 from fpsim.formats import format as format_row
 
 Granularity = Literal["tensor", "channel", "token", "block"]
@@ -42,6 +42,7 @@ class Quantizer:
     range       : "static" or "dynamic"; weights are always static
     group       : elements per scale for granularity "block" with a scalar format (float32 scales); None otherwise
     steps       : static activations: number of equal parts of the denoising trajectory with a range of their own
+    rule        : block formats: how block scales are chosen, one of `fpsim.blocks.RULES`; None: the format's own way
     one_sided   : activations: unsigned format to use instead where calibration saw (nearly) no negative inputs, as
                   after SiLU, GELU and softmax; half the codes of a signed format lie idle there (arXiv:2505.21591)
 
@@ -54,6 +55,7 @@ class Quantizer:
     group: int | None = None
     steps: int = 1
     one_sided: str | None = None
+    rule: ScaleRule | None = None
 
     def __post_init__(self) -> None:
         found = resolve(self.format)  # raises with the list of known names
@@ -71,6 +73,11 @@ class Quantizer:
                     f"such as 'ue2m2' beside 'e2m1'; format is {self.format!r}"
                 )
             _check_unsigned(other)
+        if self.rule is not None:
+            rules = alike(found.rule) if isinstance(found, BlockFormat) else ()
+            if self.rule not in rules:
+                known = ", ".join(rules) or "none, it is no block format"
+                raise ValueError(f"rule={self.rule!r} chooses no scales of {self.format!r} (known: {known})")
         if isinstance(found, BlockFormat):
             if self.granularity != "block":
                 raise ValueError(
@@ -94,8 +101,9 @@ class Quantizer:
 
     @property
     def row(self) -> Format | BlockFormat:
-        """The row of the format, see `resolve`."""
-        return resolve(self.format)
+        """The row of the format, see `resolve`; of a block format, with the rule that is asked for."""
+        found = resolve(self.format)
+        return found if self.rule is None or not isinstance(found, BlockFormat) else replace(found, rule=self.rule)
 
     @property
     def is_block(self) -> bool:
@@ -166,7 +174,8 @@ class Quantizer:
             self.granularity, f"per block of {self.block}"
         )
         other = "" if self.one_sided is None else f", {self.one_sided} where one-sided"
-        return f"{self.format} {place}{other}"
+        scales = "" if self.rule is None else f", scales by {self.rule}"
+        return f"{self.format} {place}{scales}{other}"
 
 
 _FINITE = re.compile(r"(u?)e([1-8])m([0-7])-finite")
