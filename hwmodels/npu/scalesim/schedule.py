@@ -140,8 +140,15 @@ class Schedule:
         """Lines of all folds."""
         return len(self.rows) * len(self.columns) * self.period
 
+    @cached_property
+    def _streams(self) -> dict[str, Stream]:
+        return {operand: self._stream(operand) for operand in ("ifmap", "filter", "ofmap")}
+
     def stream(self, operand: str) -> Stream:
         """The stream of "ifmap", "filter" or "ofmap", as if no window stuck out."""
+        return self._streams[operand]
+
+    def _stream(self, operand: str) -> Stream:
         r, t, flow = self.config.rows, self.sizes[2], self.config.dataflow
         a = np.tile(self.rows, len(self.columns))
         b = np.repeat(self.columns, len(self.rows))

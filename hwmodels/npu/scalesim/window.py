@@ -14,7 +14,6 @@ stream, once per column of folds), the moves depend only on where the window sta
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -44,22 +43,33 @@ class Fetches:
 
 
 class _Window:
-    """The ring of `count` sets, `held` of them inside from `start` on, moved by `step`."""
+    """The ring of `count` sets, `held` of them inside from `start` on, moved by `step`; alone: no word is in two."""
 
-    def __init__(self, fetched: Indices, per_set: int, count: int, held: int, step: int) -> None:
-        self.fetched, self.per_set = fetched, per_set
-        self.count, self.held, self.step, self.start = count, held, step, 0
+    def __init__(self, fetched: Indices, per_set: int, count: int, held: int, step: int, alone: bool) -> None:
+        self.fetched = fetched.astype(np.intp)  # numpy would cast narrower indices each time, at ten times the cost
+        self.per_set, self.count, self.held, self.step, self.alone, self.start = per_set, count, held, step, alone, 0
         # the last two entries are what the indices -1 and -2 find: nothing is asked for, so nothing is missing
-        self.inside = np.empty(int(fetched.max()) + 3, dtype=np.bool_)
-        self.go(0)
+        self.inside = np.zeros(int(fetched.max()) + 3, dtype=np.bool_)
+        self.inside[-2:] = True
+        self._mark(0, held, True)
+
+    def _mark(self, first: int, number: int, inside: bool) -> None:
+        """The words of `number` sets of the ring from `first` on."""
+        first %= self.count
+        beyond = max(first + number - self.count, 0)
+        self.inside[self.fetched[first * self.per_set : (first + number) * self.per_set]] = inside
+        self.inside[self.fetched[: beyond * self.per_set]] = inside
 
     def go(self, start: int) -> None:
         """Let the window begin with the set `start`."""
-        self.start, size = start, self.per_set
-        self.inside[:] = False
-        self.inside[self.fetched[start * size : (start + self.held) * size]] = True
-        self.inside[self.fetched[: max(start + self.held - self.count, 0) * size]] = True
-        self.inside[-2:] = True
+        by = (start - self.start) % self.count
+        if self.alone and by < self.held:
+            self._mark(self.start, by, False)
+            self._mark(self.start + self.held, by, True)
+        else:
+            self.inside[:-2] = False
+            self._mark(start, self.held, True)
+        self.start = start
 
     def move_to(self, word: int) -> int:
         """Move until a word is inside; the number of moves."""
@@ -98,7 +108,8 @@ def fetches(schedule: Schedule, operand: str, kb: int, bandwidth: int) -> Fetche
         count = len(fetched) // per_set + 1
         if count > held:
             step = min(-(-rest // per_set), count - held)
-            found = list(_moves(schedule, operand, stack, _Window(fetched, per_set, count, held, step)))
+            alone = operand == "filter" or layer.distinct[1]
+            found = list(_moves(schedule, operand, stack, _Window(fetched, per_set, count, held, step, alone)))
     folds, lines, lanes = schedule.stack_shape(operand)
     return Fetches(
         line=tuple(line for line, _ in found),
@@ -141,18 +152,19 @@ def _pass(
     schedule: Schedule, operand: str, stack: Indices, fold: int, blocks: range, window: _Window
 ) -> Iterator[tuple[int, int]]:
     """(line after the first fold's beginning, moves) of one pass over some blocks."""
-    edges, flat = schedule.edges(operand).tolist(), stack.ravel()
-    first = schedule.stream(operand).first[fold : fold + len(blocks)].tolist()
-    lanes, last = stack.shape[1], edges[blocks.stop] * stack.shape[1]
+    edges, first = schedule.edges(operand), schedule.stream(operand).first
+    flat, lanes = stack.ravel(), stack.shape[1]
+    last = int(edges[blocks.stop]) * lanes
     number = blocks.start
     while number < blocks.stop:
-        miss = window.first_miss(flat[:last], edges[number] * lanes)
+        miss = window.first_miss(flat[:last], int(edges[number]) * lanes)
         if miss == last:
             break
-        number = bisect_right(edges, miss // lanes) - 1
+        number = int(np.searchsorted(edges, miss // lanes, side="right")) - 1
         index = number - blocks.start
+        begin = index * schedule.period + int(first[fold + index])
         for line, moves in _block(schedule.block(operand, stack, number), window):
-            yield index * schedule.period + first[index] + line, moves
+            yield begin + line, moves
         number += 1
 
 
