@@ -91,20 +91,20 @@ def spelled(a: str, b: str, words: str) -> tuple[float, float]:
     """
     from hwmodels import rtl
 
-    return counted(a, b, *rtl.accumulator(words))
+    return counted(a, b, rtl.accumulator(words))
 
 
 def of_rate(a: str, b: str, accumulator: str) -> tuple[float, float]:
     """The same for the accumulator of a device's rate: integers that wrap, floats one product at a time."""
     found = re.fullmatch(r"int(\d+)", accumulator)
     kind: Accumulator = IntegerAccumulator(int(found[1])) if found else SequentialFma(accumulator)
-    return counted(_element(a).name, _element(b).name, kind, None)
+    return counted(_element(a).name, _element(b).name, kind)
 
 
 @lru_cache(maxsize=256)
-def counted(a: str, b: str, kind: Accumulator, bits: int | None) -> tuple[float, float]:
-    """(gates, joules) per product; bits : of a fixed-point register. ValueError as in `spelled`."""
+def counted(a: str, b: str, kind: Accumulator) -> tuple[float, float]:
+    """(gates, joules) per product. ValueError as in `spelled`."""
     from hwmodels import rtl
 
-    count = rtl.gates(MatmulSpec(a, b, kind), bits)
+    count = rtl.gates(MatmulSpec(a, b, kind))
     return count.gates_per_product, rtl.silicon(count, NODE).energy

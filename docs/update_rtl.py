@@ -38,7 +38,7 @@ def gates() -> str:
     int8 = rtl.gates(rtl.REFERENCE).gates_per_product
     rows = []
     for row in defaults.rows():
-        count = rtl.gates(row.spec, row.bits)
+        count = rtl.gates(row.spec)
         if count.terms > 1:
             continue
         theirs = other.get(row.label)
@@ -53,7 +53,7 @@ def steps() -> str:
     """One row per shipped step of a matrix instruction."""
     rows = []
     for row in defaults.rows():
-        count = rtl.gates(row.spec, row.bits)
+        count = rtl.gates(row.spec)
         if count.terms > 1:
             rows.append(
                 (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fpsim._attention import Attention, attention
     from fpsim.accumulators import (
+        FixedPoint,
         FusedDot,
         GroupedDot,
         IntegerAccumulator,
@@ -33,6 +34,7 @@ __all__ = [
     "Attention",
     "BlockFormat",
     "Epilogue",
+    "FixedPoint",
     "Format",
     "FusedDot",
     "GroupedDot",
@@ -62,6 +64,7 @@ _HOME = {
     "ENGINES": "engines",
     "Epilogue": "spec",
     "FORMATS": "formats",
+    "FixedPoint": "accumulators",
     "Format": "formats",
     "FusedDot": "accumulators",
     "GroupedDot": "accumulators",

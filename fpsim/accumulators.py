@@ -6,21 +6,22 @@ they are aligned, when the sum is rounded and to what, and in which order k runs
 any other order is a permutation of K that the caller applies to both operands). Kinds nest: `Promoted` and `SplitK`
 wrap another one.
 
-Three families, by where they round:
+Four families, by where they round:
 
 - steps: `FusedDot` (exact with fraction_bits=None: Kulisch's accumulator), `TwoStageDot`, `GroupedDot` round once per
   step. Their overflow is Inf whatever the rounding, and an exact zero is +0, as the instructions do it.
 - chains: `SequentialFma` and `PairwiseTree` round every operation as IEEE 754 does, into any signed float format.
+- registers that round when they are read: `FixedPoint`.
 - integers: `IntegerAccumulator`.
 
 A float accumulator in a format without Inf overflows to NaN, without NaN to its largest value; what `overflow` names in
 `fpsim.rounding` say otherwise. Every NaN result is the engine's one NaN (`fpsim.reference.engine_nan`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from fpsim.formats import scalar_format
+from fpsim.formats import Format, scalar_format
 from fpsim.rounding import overflow as find_overflow
 from fpsim.rounding import rounding as find_rounding
 
@@ -199,9 +200,10 @@ class Promoted:
         _positive("Promoted", every=self.every)
         if self.order not in ("ascending", "mod4-pairs"):
             raise ValueError(f"Promoted.order is {self.order!r}; allowed: 'ascending', 'mod4-pairs'")
-        if isinstance(self.inner, Promoted | SplitK | GroupedDot):
+        if isinstance(self.inner, Promoted | SplitK | GroupedDot | FixedPoint):
             raise ValueError(
-                f"Promoted.inner is {self.inner}; allowed: an accumulator that wraps no other, no GroupedDot"
+                f"Promoted.inner is {self.inner}; allowed: an accumulator that wraps no other, no GroupedDot, "
+                "no FixedPoint"
             )
         if self.outer is None:
             _float_result("Promoted", self.output, self.rounding)
@@ -234,8 +236,8 @@ class SplitK:
 
     def __post_init__(self) -> None:
         _positive("SplitK", splits=self.splits, tile=self.tile)
-        if isinstance(self.inner, SplitK | GroupedDot):
-            raise ValueError(f"SplitK.inner is {self.inner}; allowed: any kind but SplitK and GroupedDot")
+        if isinstance(self.inner, SplitK | GroupedDot | FixedPoint):
+            raise ValueError(f"SplitK.inner is {self.inner}; allowed: any kind but SplitK, GroupedDot and FixedPoint")
         if isinstance(self.inner, Promoted) and self.inner.scaled:
             raise ValueError("SplitK around scaled promotions is not defined: no library splits them")
 
@@ -290,6 +292,56 @@ class IntegerAccumulator:
         return "int32" if self.bits <= 32 else "int64"
 
 
+@dataclass(frozen=True)
+class FixedPoint:
+    """A fixed-point register of `bits` in two's complement, of any width: Kulisch's, or one that is too narrow for it.
+
+    Products are exact; what they have below the register's last bit is cut off, toward zero. So is c, which then meets
+    `overflow` like a sum. Inf and NaN have no place in the register: they are remembered beside it, as in a sum of
+    IEEE 754. Zero is read as +0.
+
+    lsb : exponent of the last bit, 2**lsb. None: that of the smallest product, below which there is nothing to cut.
+    overflow : "wrap" modulo 2**bits; "saturate" after every addition (hence order matters).
+    rounding, output : of the one rounding when the register is read. Too large a value becomes Inf.
+    """
+
+    bits: int
+    lsb: int | None = None
+    overflow: Literal["wrap", "saturate"] = "wrap"
+    rounding: str = "rne"
+    output: str = "f32"
+
+    def __post_init__(self) -> None:
+        if self.bits < 2:
+            raise ValueError(f"FixedPoint.bits is {self.bits}; allowed: 2 or more")
+        if self.lsb is not None and abs(self.lsb) > 2200:
+            raise ValueError(f"FixedPoint.lsb is {self.lsb}; allowed: -2200 to 2200")
+        if self.overflow not in ("wrap", "saturate"):
+            raise ValueError(f"FixedPoint.overflow is {self.overflow!r}; allowed: wrap, saturate")
+        _float_result("FixedPoint", self.output, self.rounding)
+
+    def placed(self, a: Format, b: Format) -> "FixedPoint":
+        """Itself with the last bit in numbers, for products of two formats. ValueError for a codebook without one."""
+        if self.lsb is not None:
+            return self
+        if "codebook" in (a.kind, b.kind):
+            raise ValueError(f"{a.name} x {b.name} have no smallest product: give FixedPoint(lsb=) its last bit")
+        return replace(self, lsb=_last_bit(a) + _last_bit(b))
+
+
+def _last_bit(row: Format) -> int:
+    """Exponent of the last bit that any value of a format has."""
+    return row.minimum_exponent - row.mantissa_bits if row.kind == "float" else -row.bias
+
+
 Accumulator: TypeAlias = (
-    FusedDot | GroupedDot | TwoStageDot | SequentialFma | PairwiseTree | Promoted | SplitK | IntegerAccumulator
+    FusedDot
+    | GroupedDot
+    | TwoStageDot
+    | SequentialFma
+    | PairwiseTree
+    | Promoted
+    | SplitK
+    | FixedPoint
+    | IntegerAccumulator
 )

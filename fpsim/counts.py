@@ -17,6 +17,10 @@ SequentialFma,        operations on finite        0: nothing is aligned  additio
 PairwiseTree          values whose rounded        away before the        one addend as it was   rounded (flushed
                       result exceeds the largest  rounding               although the other     results too)
                       value                                              was not zero
+FixedPoint            sums out of range: wraps    terms (products, c)    those of them of       readings that rounded
+                      or saturations; readings    that lost bits         which nothing was
+                      that exceed the largest                            left
+                      value
 IntegerAccumulator    sums out of range: wraps    0                      0                      0
                       or saturations, and those
                       of a step's own clamp

@@ -9,8 +9,7 @@ costs in gates and joules beside the one with a 32-bit register.
     found.table()           # tidy: a row per candidate and layer, and one per candidate over all layers
 
 Observations come from `watched` prompts, at the inputs that layers meet when nothing overflows. Quality and overflow
-counts are those of the narrow register itself, whose errors change what later layers and steps see. Fixed-point
-(Kulisch) registers are emulated at full width only: for a narrower one it says whether it holds, not what it draws.
+counts are those of the narrow register itself, whose errors change what later layers and steps see.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.accumulators.registers import Register, register_of
-from fpsim.accumulators import Accumulator
+from fpsim.accumulators import Accumulator, FixedPoint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,15 +64,16 @@ class Candidate:
         """The accumulator itself."""
         if self.register is not None:
             return self.register.accumulator("saturate" if self.overflow == "saturate" else "wrap")
-        return _spelled(self.accumulator)[0]
+        return _spelled(self.accumulator)
 
     @property
     def bits(self) -> int | None:
-        """Width of the register, the inner one of two; None for a float or a fixed-point one of default width."""
-        found = register_of(self.kind)
+        """Width of the register, the inner one of two; None for floats, and where there is none."""
+        kind = self.kind
+        found = register_of(kind)
         if found is not None:
             return found.bits
-        return None if self.register is not None else _spelled(self.accumulator)[1]
+        return kind.bits if isinstance(kind, FixedPoint) else None
 
     @property
     def words(self) -> str:
@@ -94,7 +94,7 @@ class Candidate:
 
 
 @lru_cache(maxsize=256)
-def _spelled(words: str) -> tuple[Accumulator, int | None]:
+def _spelled(words: str) -> Accumulator:
     from hwmodels import rtl
 
     return rtl.accumulator(words)

@@ -42,16 +42,14 @@ def _saved(one: float | None, other: float | None) -> float | None:
 
 def costs(candidate: Candidate, a: str, b: str) -> UnitCost:
     """The unit of a candidate for codes in the formats a and b."""
-    kind, bits, notes = candidate.kind, candidate.bits, []
+    kind, notes = candidate.kind, []
     if isinstance(kind, Promoted):
-        kind, bits = kind.inner, None
+        kind = kind.inner
         notes.append("tiles: gates are those of the inner accumulator; the outer adder works once per tile")
-    elif isinstance(kind, IntegerAccumulator):
-        bits = None
     whole = all(scalar_format(name).kind == "int" for name in (a, b))
     try:
-        gates, energy = counted(a, b, kind, bits)
-        wide = counted(a, b, WIDE, None) if whole else (None, None)
+        gates, energy = counted(a, b, kind)
+        wide = counted(a, b, WIDE) if whole else (None, None)
     except ValueError as error:
         return UnitCost(notes=(*notes, f"{candidate.words}: no gate count, {error}"))
     return UnitCost(gates=gates, energy=energy, wide_gates=wide[0], wide_energy=wide[1], notes=tuple(notes))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.accumulators import ALL, Candidate, Row, Study, Tell
 from analysis.accumulators.partial_sums import LayerSums, watched
-from fpsim.accumulators import Accumulator, FusedDot
+from fpsim.accumulators import Accumulator
 from fpsim.spec import MatmulSpec
 
 if TYPE_CHECKING:
@@ -133,16 +133,13 @@ class Laboratory:
 
         self._prepare()
         made, sums = self._made(candidate)
-        counted: Mapping[str, Totals] = {}
-        quality: dict[str, float] = {}
-        if not (isinstance(candidate.kind, FusedDot) and _too_narrow(candidate, sums)):
-            narrow = on_accumulator(made, candidate.kind)
-            counted = self._counted(narrow)
-            images = sample(narrow, *self._call(self.study.prompts))
-            judged = metrics.evaluate(images, self.scenes, self._reference)
-            psnr = judged.psnr if judged.psnr is not None else judged.residual
-            quality |= _interval("correct", judged.correct.double().numpy())
-            quality |= _interval("psnr", psnr.double().clamp(max=200).numpy())  # equal pictures have an infinite one
+        narrow = on_accumulator(made, candidate.kind)
+        counted = self._counted(narrow)
+        images = sample(narrow, *self._call(self.study.prompts))
+        judged = metrics.evaluate(images, self.scenes, self._reference)
+        psnr = judged.psnr if judged.psnr is not None else judged.residual
+        quality = _interval("correct", judged.correct.double().numpy())
+        quality |= _interval("psnr", psnr.double().clamp(max=200).numpy())  # equal pictures have an infinite one
         bits = candidate.bits
         return [
             _row(self.study, candidate, ALL, sums, bits, counted, quality),
@@ -162,11 +159,6 @@ class Laboratory:
         with counted(getattr(narrow, denoiser_name(narrow))) as found:
             sample(narrow, captions, seeds, asked.counted, asked.guidance)
         return found
-
-
-def _too_narrow(candidate: Candidate, sums: list[LayerSums]) -> bool:
-    """Whether a fixed-point register might overflow, which the emulator's does not."""
-    return candidate.bits is not None and any(one.in_order > candidate.bits for one in sums)
 
 
 def _interval(name: str, values: Any) -> dict[str, float]:

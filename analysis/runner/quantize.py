@@ -280,7 +280,7 @@ def engine_for(name: str, activation: "Quantizer", weight: "Quantizer") -> "Matm
         scales.insert(0, (activation.row.scale.name, activation.row.block))
     if name not in ENGINES:
         if "/" not in name:  # no engine's name: an accumulator in words, around the operands as they are
-            return MatmulSpec(a, b, accumulator(name)[0], engine=name)
+            return MatmulSpec(a, b, accumulator(name), engine=name)
         raise unknown("engine", name, ENGINES)
     found = [(pair, scale) for scale in scales for pair in _operands(name, a, b, scale)]
     if found:

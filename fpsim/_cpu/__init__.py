@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fpsim._cpu.chains import pairwise, sequential
+from fpsim._cpu.fixed import fixed
 from fpsim._cpu.fused import fused
 from fpsim._cpu.grouped import grouped
 from fpsim._cpu.integers import integer
@@ -12,6 +13,7 @@ from fpsim._cpu.steps import two_stage
 from fpsim._cpu.wrappers import promoted, split_k
 from fpsim.accumulators import (
     Accumulator,
+    FixedPoint,
     FusedDot,
     GroupedDot,
     IntegerAccumulator,
@@ -43,5 +45,6 @@ RUNNERS: dict[type[Accumulator], Callable[[Array, Array, Array, MatmulSpec, Any,
     SplitK: split_k,
     SequentialFma: sequential,
     PairwiseTree: pairwise,
+    FixedPoint: fixed,
     IntegerAccumulator: integer,
 }

@@ -6,16 +6,19 @@ from typing import Any
 import numpy as np
 
 from fpsim._cpu import chains, wrappers
+from fpsim._cpu.fixed import exactly, fixed, operands, plain
 from fpsim._cpu.fused import FusedProduct
 from fpsim._cpu.integers import check_integers, integer_plan, settle
 from fpsim._cpu.plans import narrow_plan
 from fpsim._cpu.rows import Scales, rows, words
 from fpsim._cpu.steps import exact_operands, grouped_operands, two_stage_plan
 from fpsim._kernels import count, count_chains
+from fpsim._kernels import fixed as fixed_kernels
 from fpsim._kernels.accumulate import Sum
 from fpsim._kernels.chain import Narrow
 from fpsim.accumulators import (
     Accumulator,
+    FixedPoint,
     FusedDot,
     GroupedDot,
     IntegerAccumulator,
@@ -117,6 +120,21 @@ def _integer(
     rows(lambda i, j: count_chains.integer(a, b, plan, pairwise, c, tally, i, j), c, a.shape[1])
 
 
+def _fixed(
+    a: Array, b: Array, c: Array, tally: Array, spec: MatmulSpec, kind: FixedPoint, scales: Scales | None
+) -> None:
+    kind = kind.placed(spec.a, spec.b)
+    if plain(a, c, spec, kind):
+        _fused(a, b, c, tally, spec, exactly(kind), scales)
+        return
+    made = operands(a, b, c, spec, kind)
+    plan, total, notes = made.plan, np.empty(c.shape), np.zeros_like(tally)
+    rows(lambda i, j: fixed_kernels.counted(made.x, made.y, made.start, plan, total, notes, i, j), c, a.shape[1])
+    fixed(a, b, c, spec, kind, scales)
+    rows(lambda i, j: fixed_kernels.note_reading(total, plan, _marked(plan.sum), words(c), notes, i, j), c, 16)
+    tally += np.where(made.special[..., None], 0, notes)
+
+
 def _promoted(
     a: Array, b: Array, c: Array, tally: Array, spec: MatmulSpec, kind: Promoted, scales: Scales | None
 ) -> None:
@@ -172,6 +190,7 @@ _RUNNERS: dict[type[Accumulator], Callable[[Array, Array, Array, Array, MatmulSp
     TwoStageDot: _two_stage,
     SequentialFma: _sequential,
     PairwiseTree: _pairwise,
+    FixedPoint: _fixed,
     IntegerAccumulator: _integer,
     Promoted: _promoted,
     SplitK: _split_k,

@@ -14,9 +14,10 @@ from numba import cuda
 from fpsim._cuda.arrays import Codes, codes
 from fpsim._cuda.chains import integer, pairwise, sequential
 from fpsim._cuda.fused import fused, promoted, split_k
-from fpsim._cuda.steps import exact, grouped, two_stage
+from fpsim._cuda.steps import exact, fixed, grouped, two_stage
 from fpsim.accumulators import (
     Accumulator,
+    FixedPoint,
     FusedDot,
     GroupedDot,
     IntegerAccumulator,
@@ -81,5 +82,6 @@ RUNNERS: dict[type[Accumulator], Callable[..., None]] = {
     SplitK: split_k,
     SequentialFma: sequential,
     PairwiseTree: pairwise,
+    FixedPoint: fixed,
     IntegerAccumulator: integer,
 }

@@ -3,6 +3,7 @@
 Shapes are those of `cuda_arrays`; the fast kernel of the fused dot product is in `cuda_tiles`.
 """
 
+import math
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,7 @@ from fpsim._kernels.accumulate import (
 from fpsim._kernels.cuda_arrays import place
 from fpsim._kernels.cuda_words import float_word, fused_multiply_add, word_float
 from fpsim._kernels.exact import exact_step
+from fpsim._kernels.fixed import LIMIT
 from fpsim._kernels.products import flush_to_zero
 
 
@@ -178,3 +180,33 @@ def integer(a, b, plan, out, failed):
                 else:
                     total = min(max(total, plan.low), plan.high)
         out[t, i, j] = total
+
+
+@cuda.jit
+def fixed(a, b, scale, plan, out):
+    """out = what a register holds of out and the products, read: as `_kernels.fixed`, in int64 between additions.
+
+    scale : makes units of the register's last bit of a product of a and b.
+    """
+    t, i, j = place(out.shape)
+    if t >= 0:
+        at, low, high = min(t, b.shape[0] - 1), np.int64(plan.low), np.int64(plan.high)
+        to, total = plan.sum, np.int64(0)
+        significand, exponent, kind = unpack_code(np.int64(out[t, i, j]), to)
+        nan, positive, negative = kind == 2, kind == 1 and significand > 0, kind == 1 and significand < 0
+        shift = exponent - to.container_mantissa_bits - plan.lsb  # beyond 62 a c saturates, or wraps to 0, all the same
+        start = float(significand) * float(1 << min(shift, 62)) if shift > 0 else float(align(significand, shift))
+        for k in range(-1, a.shape[2]):
+            product = start if k < 0 else (np.float64(a[t, i, k]) * scale) * np.float64(b[at, j, k])
+            nan = nan or product != product
+            positive, negative = positive or product == np.inf, negative or product == -np.inf
+            if nan or positive or negative:
+                continue
+            if plan.wrap:
+                if abs(product) >= LIMIT:
+                    product = math.fmod(product, plan.size)
+                total = ((total + np.int64(product) - low) & (high - low)) + low
+            else:
+                total = min(max(total + np.int64(min(max(product, -LIMIT), LIMIT)), low), high)
+        special = nan or positive or negative
+        out[t, i, j] = special_code(nan, positive, negative, to) if special else round_sum(total, plan.lsb, to)

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from fpsim.accumulators import (
     Accumulator,
+    FixedPoint,
     FusedDot,
     GroupedDot,
     IntegerAccumulator,
@@ -18,6 +19,7 @@ from fpsim.accumulators import (
 from fpsim.formats import container, scalar_format
 from fpsim.reference import chains, steps
 from fpsim.reference.dot import scaled, split_ranges
+from fpsim.reference.fixed import fixed_chain, on_grid, settled
 from fpsim.reference.numbers import Number, decode, round_magnitude
 from fpsim.reference.sums import add, ieee_result, multiply, multiply_add
 from fpsim.rounding import rounding as find_rounding
@@ -61,6 +63,8 @@ def count(
         return _count_chain(pairs, c, kind, tally)
     if isinstance(kind, PairwiseTree):
         return _count_tree(pairs, c, kind, tally)
+    if isinstance(kind, FixedPoint):
+        return _count_fixed(pairs, c, kind, tally)
     if isinstance(kind, IntegerAccumulator):
         return _count_integers(pairs, c, kind, tally)
     if isinstance(kind, Promoted):
@@ -228,6 +232,22 @@ def _count_integers(pairs: Pairs, c: int, kind: IntegerAccumulator, tally: Tally
             total = min(max(total, -half), half - 1)
         c = _settle(c + total, kind, tally)
     return c
+
+
+def _count_fixed(pairs: Pairs, c: int, kind: FixedPoint, tally: Tally) -> int:
+    held = container(kind.output)
+    result, start = fixed_chain(pairs, c, kind), decode(c, held)
+    if {x.kind for pair in pairs for x in pair} | {start.kind} != {"finite"}:
+        return result
+    unit, total = Fraction(2) ** (kind.lsb or 0), 0
+    for value in (start.value, *(a.value * b.value for a, b in pairs)):
+        term = on_grid(value, kind)
+        tally.truncated += term * unit != value
+        tally.dropped += term == 0 and value != 0
+        tally.overflow += not -(1 << (kind.bits - 1)) <= total + term < 1 << (kind.bits - 1)
+        total = settled(total + term, kind)
+    tally.rounded(total * unit, decode(result, held), kind.rounding, kind.output)
+    return result
 
 
 def _count_outer(

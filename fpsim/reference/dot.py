@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from fpsim.accumulators import (
     Accumulator,
+    FixedPoint,
     FusedDot,
     GroupedDot,
     IntegerAccumulator,
@@ -16,6 +17,7 @@ from fpsim.accumulators import (
 )
 from fpsim.formats import container
 from fpsim.reference.chains import fma_chain, integer_chain, settle_integer, tree_chain
+from fpsim.reference.fixed import fixed_chain
 from fpsim.reference.numbers import Number, decode, encode
 from fpsim.reference.steps import fused_chain, grouped_chain, two_stage_chain
 from fpsim.reference.sums import ENGINE_NAN, add, ieee_result, multiply, multiply_add
@@ -81,6 +83,7 @@ def accumulate(
     """The result code of one dot product.
 
     c : a code of the accumulator's container (an int for integers).
+    kind : a FixedPoint with its last bit in numbers (`FixedPoint.placed`).
     scales, block : for block-scaled kinds, the scales of a and b for each run of `block` products.
     """
     if isinstance(kind, FusedDot):
@@ -97,6 +100,8 @@ def accumulate(
         return fma_chain(pairs, c, kind)
     if isinstance(kind, PairwiseTree):
         return tree_chain(pairs, c, kind)
+    if isinstance(kind, FixedPoint):
+        return fixed_chain(pairs, c, kind)
     if isinstance(kind, Promoted):
         return _promoted(pairs, c, kind, scales)
     if isinstance(kind, SplitK):
@@ -128,7 +133,8 @@ def dot(
     pairs = [(decode(x, spec.a), decode(y, spec.b)) for x, y in zip(a, b, strict=True)]
     held_scale = spec.scale or "f32"
     scales = [(decode(x, held_scale), decode(y, held_scale)) for x, y in zip(scale_a, scale_b, strict=True)]
-    result = accumulate(pairs, c, spec.accumulator, scales, spec.block or 1)
+    kind = spec.accumulator.placed(spec.a, spec.b) if isinstance(spec.accumulator, FixedPoint) else spec.accumulator
+    result = accumulate(pairs, c, kind, scales, spec.block or 1)
     held = container(spec.accumulator.output)
     if spec.out == held.name:
         return result

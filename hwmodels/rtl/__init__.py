@@ -42,6 +42,6 @@ from .unit import unit as unit
 from .yosys import NoYosys as NoYosys
 
 
-def verilog(spec: MatmulSpec, bits: int | None = None) -> str:
+def verilog(spec: MatmulSpec) -> str:
     """Verilog-2005 of the unit of `spec`, as `unit` describes it."""
-    return unit(spec, bits).verilog
+    return unit(spec).verilog

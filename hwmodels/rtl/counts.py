@@ -73,13 +73,13 @@ def shipped() -> Mapping[tuple[str, str], Cells]:
         }
 
 
-def gates(spec: MatmulSpec, bits: int | None = None, *, fresh: bool = False) -> GateCount:
+def gates(spec: MatmulSpec, *, fresh: bool = False) -> GateCount:
     """The cells of the unit of `spec`.
 
-    bits : as for `unit`. fresh : synthesize even if the table has it.
+    fresh : synthesize even if the table has it.
     Raises NoCircuit for arithmetic without a circuit, NoYosys for a unit that neither the table nor Yosys can count.
     """
-    found = unit(spec, bits)
+    found = unit(spec)
     if not fresh:
         key, table = digest(found), shipped()
         if (key, "step") in table:
@@ -100,15 +100,13 @@ def count_of(found: Unit, step: Cells, readout: Cells | None, origin: str) -> Ga
     )
 
 
-def in_equal_area(
-    reference: MatmulSpec, units: Iterable[MatmulSpec | tuple[MatmulSpec, int]], bits: int | None = None
-) -> dict[str, float]:
+def in_equal_area(reference: MatmulSpec, units: Iterable[MatmulSpec]) -> dict[str, float]:
     """Products per clock in the gates of one `reference`: unit name -> how many ("n FP4/16b MACs per INT8/32b MAC").
 
-    units : specs, or (spec, width of its fixed-point register). Registers and readouts are left out on both sides.
+    Registers and readouts are left out on both sides.
     """
-    area = gates(reference, bits).gates_per_product
-    found = [gates(*(item if isinstance(item, tuple) else (item, None))) for item in units]
+    area = gates(reference).gates_per_product
+    found = [gates(item) for item in units]
     return {count.unit: area / count.gates_per_product for count in found}
 
 
@@ -117,4 +115,4 @@ def mac_counts() -> dict[str, float]:
 
     The form that `hwmodels.npu.energy.in_equal_area` takes as counts.
     """
-    return {row.label: gates(row.spec, row.bits).gates_per_product for row in rows() if "/" in row.label}
+    return {row.label: gates(row.spec).gates_per_product for row in rows() if "/" in row.label}

@@ -8,28 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fpsim.accumulators import Accumulator, FusedDot, IntegerAccumulator, SequentialFma
+from fpsim.accumulators import Accumulator, FixedPoint, IntegerAccumulator, SequentialFma
 from fpsim.engines import engine
 from fpsim.spec import MatmulSpec
-
-#: A fixed-point register, read as float32 to nearest even; its width is given beside it.
-KULISCH = FusedDot(None, None, "rne")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One shipped unit: what it is called in reports, its arithmetic, and the width of a fixed-point register."""
+    """One shipped unit: what it is called in reports, and its arithmetic."""
 
     label: str
     spec: MatmulSpec
-    bits: int | None = None
 
 
-def _macs(pairs: str, accumulator: Accumulator, into: str, bits: int | None = None) -> Iterator[Row]:
+def _macs(pairs: str, accumulator: Accumulator, into: str) -> Iterator[Row]:
     for pair in pairs.split():
         a, _, b = pair.partition("x")
         spec = MatmulSpec(a, b or a, accumulator)
-        yield Row(label=f"{a if not b else f'{a} x {b}'}/{into}", spec=spec, bits=bits)
+        yield Row(label=f"{a if not b else f'{a} x {b}'}/{into}", spec=spec)
 
 
 def rows() -> list[Row]:
@@ -45,9 +41,13 @@ def rows() -> list[Row]:
     ):
         out += _macs(pairs, IntegerAccumulator(bits), f"int{bits}")
     out += _macs("int8 int4", IntegerAccumulator(16, "saturate"), "int16-saturate")
-    fixed = ((16, "e2m1"), (24, "e2m3"), (32, "e3m2 e4m3 e3m4"), (40, "e4m3"), (48, "e4m3"), (64, "e5m2"))
+    fixed = ((16, "e2m1"), (24, "e2m3 e4m3"), (32, "e3m2 e4m3 e3m4"), (40, "e4m3"), (48, "e4m3"), (64, "e5m2"))
     for bits, pairs in fixed:
-        out += _macs(pairs, KULISCH, f"fixed{bits}", bits)
+        out += _macs(pairs, FixedPoint(bits), f"fixed{bits}")
+    for bits, fraction_bits in ((24, 10), (32, None), (32, 10), (40, None)):
+        cut = "" if fraction_bits is None else f"-q{fraction_bits}"
+        kind = FixedPoint(bits, None if fraction_bits is None else -fraction_bits, "saturate")
+        out += _macs("e4m3", kind, f"fixed{bits}{cut}-saturate")
     out += _macs("e2m1 e2m3 e3m2 e4m3 e5m2 f16", SequentialFma("f16"), "f16")
     out += _macs("e2m1 e2m3 e3m2 e4m3 e5m2 e4m3xe2m1 bf16 f16 tf32 f32", SequentialFma("f32"), "f32")
     for name, a, scale, block in ENGINES:

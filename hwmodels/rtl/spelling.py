@@ -3,7 +3,8 @@
 | words | accumulator |
 |---|---|
 | `int32`, `int16-saturate` | `IntegerAccumulator` of that many bits; wraps unless it says otherwise |
-| `fixed40`, `fixed` | a Kulisch register of that many bits, read as float32: `FusedDot(None, None, "rne")` |
+| `fixed40`, `fixed24-q10-saturate` | `FixedPoint` of that many bits, with so many fraction bits; wraps; read as f32 |
+| `fixed`, `fixed-rz-f16` | without a register: `FusedDot(None, None, "rne")` |
 | `f32`, `f16-rz`, `bf16-unfused-flush` | `SequentialFma` into a float format; a rounding; unfused; flushing |
 | `dot16-f25`, `dot32-f13-e8m13`, `dot4-exact-rne` | `FusedDot`: terms, fraction bits; an output, a rounding (rz) |
 | `Kind:field=value,...` | any kind by its fields: `FusedDot:terms=16,fraction_bits=25,zero_exponent=-133` |
@@ -18,6 +19,7 @@ from typing import Any
 
 from fpsim.accumulators import (
     Accumulator,
+    FixedPoint,
     FusedDot,
     GroupedDot,
     IntegerAccumulator,
@@ -30,29 +32,29 @@ from fpsim.formats import scalar_format
 from .._names import choose
 from .rounding import ROUND_UP
 
-EXAMPLES = "int32, int16-saturate, fixed40, f32, f16-rz, dot16-f25-rz, FusedDot:terms=16,fraction_bits=25"
+EXAMPLES = "int32, int16-saturate, fixed40, fixed24-q10-saturate, f32, f16-rz, dot16-f25-rz"
 
 KINDS: Mapping[str, Any] = {
-    kind.__name__: kind for kind in (FusedDot, GroupedDot, IntegerAccumulator, PairwiseTree, SequentialFma, TwoStageDot)
+    kind.__name__: kind
+    for kind in (FixedPoint, FusedDot, GroupedDot, IntegerAccumulator, PairwiseTree, SequentialFma, TwoStageDot)
 }
 
 
-def accumulator(text: str) -> tuple[Accumulator, int | None]:
-    """The accumulator that `text` spells, and the width of a fixed-point register (None for the default one).
+def accumulator(text: str) -> Accumulator:
+    """The accumulator that `text` spells.
 
     Raises ValueError naming what is not understood.
     """
     if ":" in text:
-        return _by_fields(text), None
+        return _by_fields(text)
     words = text.lower().split("-")
     head = words[0]
     if match := re.fullmatch(r"int(\d+)", head):
-        return _integer(text, int(match[1]), words[1:]), None
+        return _integer(text, int(match[1]), words[1:])
     if match := re.fullmatch(r"fixed(\d*)", head):
-        rounding, output = _rest(text, words[1:], {}, "rne")
-        return FusedDot(None, None, rounding, output or "f32"), int(match[1]) if match[1] else None
+        return _fixed(text, int(match[1]) if match[1] else None, words[1:])
     if match := re.fullmatch(r"dot(\d+)", head):
-        return _dot(text, int(match[1]), words[1:]), None
+        return _dot(text, int(match[1]), words[1:])
     try:
         row = scalar_format(head)
     except ValueError as error:
@@ -61,13 +63,26 @@ def accumulator(text: str) -> tuple[Accumulator, int | None]:
     rounding, other = _rest(text, words[1:], flags, "rne")
     if other:
         raise ValueError(f"accumulator {text!r} names two formats, {head!r} and {other!r}; examples: {EXAMPLES}")
-    return SequentialFma(row.name, rounding, fused=not flags["unfused"], flush=flags["flush"]), None
+    return SequentialFma(row.name, rounding, fused=not flags["unfused"], flush=flags["flush"])
 
 
 def _integer(text: str, bits: int, words: list[str]) -> IntegerAccumulator:
     if words not in ([], ["wrap"], ["saturate"]):
         raise ValueError(f"accumulator {text!r}; allowed after int{bits}: -wrap, -saturate")
     return IntegerAccumulator(bits, "saturate" if words == ["saturate"] else "wrap")
+
+
+def _fixed(text: str, bits: int | None, words: list[str]) -> Accumulator:
+    flags = {"saturate": False, "wrap": False}
+    found = re.fullmatch(r"q(\d+)", words[0]) if words else None
+    rounding, output = _rest(text, words[1:] if found else words, flags, "rne")
+    output = output or "f32"
+    if bits is not None:
+        lsb = -int(found[1]) if found else None
+        return FixedPoint(bits, lsb, "saturate" if flags["saturate"] else "wrap", rounding, output)
+    if found or any(flags.values()):
+        raise ValueError(f"accumulator {text!r} has no width to leave or to count from; say fixed32, for example")
+    return FusedDot(None, None, rounding, output)
 
 
 def _dot(text: str, terms: int, words: list[str]) -> FusedDot:

@@ -22,12 +22,12 @@ COLUMNS = ("label", "unit", "part", "hash", "terms", "register_bits", "gates", *
 
 def lines(row: Row, fresh: bool) -> list[list[object]]:
     """The lines of one unit: its step, and its readout if it has one."""
-    found = unit(row.spec, row.bits)
+    found = unit(row.spec)
     held, key = shipped() if TABLE.exists() and not fresh else {}, digest(found)
     count = (
         count_of(found, held[key, "step"], held.get((key, "readout")), "table")
         if (key, "step") in held
-        else gates(row.spec, row.bits, fresh=True)
+        else gates(row.spec, fresh=True)
     )
     parts: dict[str, Cells] = {"step": count.step}
     if count.readout is not None:

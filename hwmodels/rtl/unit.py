@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from fpsim.accumulators import (
     Accumulator,
+    FixedPoint,
     FusedDot,
     GroupedDot,
     IntegerAccumulator,
@@ -79,15 +80,15 @@ REFUSED: Mapping[type[Accumulator], str] = {
 }
 
 
-def unit(spec: MatmulSpec, bits: int | None = None) -> Unit:
+def unit(spec: MatmulSpec) -> Unit:
     """The multiply-accumulate or dot-product unit of `spec`.
 
-    bits : width of a fixed-point (Kulisch) register, for FusedDot(terms=None, fraction_bits=None); by default that of
-        the largest product, a sign and 10 more. A sum that leaves it wraps.
+    FusedDot(terms=None, fraction_bits=None), which has no register, gets one of the largest product's width, a sign and
+    10 bits more; a sum that leaves it wraps. FixedPoint says its own.
     Raises NoCircuit (a ValueError) for arithmetic there is no circuit for.
     """
     design = Design()
-    parts = _parts(design, spec, bits)
+    parts = _parts(design, spec)
     base = parts.step.name.removesuffix("_step")
     chain = _way_out(design, spec, parts)
     readout = _in_series(design, chain, f"{base}_readout") if len(chain) > 1 else next(iter(chain), None)
@@ -105,17 +106,19 @@ def unit(spec: MatmulSpec, bits: int | None = None) -> Unit:
     )
 
 
-def _parts(design: Design, spec: MatmulSpec, bits: int | None) -> _Parts:
+def _parts(design: Design, spec: MatmulSpec) -> _Parts:
     """The step and the readout of an accumulator, added to `design`."""
     _check_operands(spec)
     match spec.accumulator:
+        case FixedPoint() as kind:
+            return _fixed(design, spec, kind)
         case FusedDot(terms=None, fraction_bits=None) as kind:
-            return _fixed(design, spec, kind, bits)
-        case _ if bits is not None:
-            raise NoCircuit(
-                f"bits={bits} is the width of a fixed-point register, that of FusedDot(terms=None, "
-                f"fraction_bits=None); {spec.accumulator} says its own"
-            )
+            if spec.scale is not None:
+                raise NoCircuit(
+                    "a fixed-point register over block scales is not generated; give terms and fraction_bits"
+                )
+            bits = register(spec.a, spec.b).bits
+            return _fixed(design, spec, FixedPoint(bits, None, "wrap", kind.rounding, kind.output))
         case IntegerAccumulator() as kind:
             return _integer(design, spec, kind)
         case SequentialFma() as kind:
@@ -216,20 +219,23 @@ def _grouped(design: Design, spec: MatmulSpec, kind: GroupedDot) -> _Parts:
     return _Parts(step=step, terms=terms, holds=container(kind.output), why=why)
 
 
-def _fixed(design: Design, spec: MatmulSpec, kind: FusedDot, bits: int | None) -> _Parts:
-    if spec.scale is not None:
-        raise NoCircuit("a fixed-point register over block scales is not generated; give terms and fraction_bits")
-    if bits is not None and bits < 2:
-        raise NoCircuit(f"bits={bits}; allowed: 2 or more")
-    held = register(spec.a, spec.b, bits)
-    base = f"{_stem(spec, 1)}_fixed{held.bits}"
-    step = fixed_point(design, f"{base}_step", spec.a, spec.b, held)
-    readout = fixed_readout(design, f"{base}_to_{identifier(kind.output)}_{kind.rounding}", kind, held)
-    exact = register(spec.a, spec.b)
+def _fixed(design: Design, spec: MatmulSpec, kind: FixedPoint) -> _Parts:
+    held, saturate = register(spec.a, spec.b, kind), kind.overflow == "saturate"
+    cut = held.unit != held.low
+    words = [f"fixed{held.bits}", f"lsb_{held.unit}".replace("-", "m") if cut else "", "saturate" if saturate else ""]
+    base = "_".join([_stem(spec, 1), *filter(None, words)])
+    step = fixed_point(design, f"{base}_step", spec.a, spec.b, held, saturate=saturate)
+    readout = fixed_readout(
+        design, f"{base}_to_{identifier(kind.output)}_{kind.rounding}", kind.output, kind.rounding, held
+    )
+    whole = held.high - held.unit + 1
+    room = held.bits - 1 - whole
     why = (
-        f"the smallest product is a multiple of 2**{held.unit}, the largest has {exact.bits - 11} bits in that unit; "
-        f"with a sign, {held.bits} bits are exact for "
-        + (f"2**{held.bits - exact.bits + 10} of them" if held.bits > exact.bits - 11 else "smaller sums, and wrap")
+        (f"the smallest product is a multiple of 2**{held.low}, " if cut else "")
+        + f"the last bit is 2**{held.unit}, in which the largest product has {max(whole, 0)} bits; with a sign, "
+        f"{held.bits} bits hold "
+        + (f"2**{room} of them" if room >= 0 else "smaller sums")
+        + f", and {'saturate' if saturate else 'wrap'} beyond"
     )
     return _Parts(step=step, terms=1, holds=container(kind.output), why=why, readout=readout, starts=False)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import fpsim
 from fpsim import counts
 from fpsim.accumulators import (
+    FixedPoint,
     FusedDot,
     IntegerAccumulator,
     PairwiseTree,
@@ -80,8 +81,17 @@ def wrapped(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
+REGISTERS = st.builds(
+    FixedPoint,
+    st.integers(2, 52),
+    st.one_of(st.none(), st.integers(-60, 20)),
+    st.sampled_from(["wrap", "saturate"]),
+    ROUNDING,
+    OUTPUTS,
+)
 SPECS = st.one_of(
     st.builds(MatmulSpec, st.sampled_from(SMALL), st.sampled_from(SMALL), wrapped(FLOATS)),
+    st.builds(MatmulSpec, st.sampled_from([*SMALL, "int8"]), st.sampled_from([*SMALL, "f32", "uint4"]), REGISTERS),
     st.builds(
         MatmulSpec,
         st.sampled_from(["int8", "uint8", "int4", "int12"]),

@@ -8,6 +8,7 @@ import pytest
 import fpsim
 from fpsim import counts, reference
 from fpsim.accumulators import (
+    FixedPoint,
     FusedDot,
     IntegerAccumulator,
     PairwiseTree,
@@ -37,6 +38,8 @@ SPECS = [
     MatmulSpec("f16", "e5m2", SequentialFma("bf16", "ru", fused=False, product="f16")),
     MatmulSpec("e4m3", "e4m3", PairwiseTree(4, "e5m2", rounding="rd", product="e4m3")),
     MatmulSpec("f32", "f16", PairwiseTree(2)),
+    MatmulSpec("e4m3", "e4m3", FixedPoint(14, -6, "saturate")),
+    MatmulSpec("e4m3", "e5m2", FixedPoint(16, -8, "wrap", "rd", "e5m2")),
     MatmulSpec("int8", "int8", IntegerAccumulator(14, "saturate")),
     MatmulSpec("int8", "int8", IntegerAccumulator(14, "wrap")),
     MatmulSpec("uint8", "int8", IntegerAccumulator(18, "wrap", 2, 15)),

@@ -10,13 +10,14 @@ import pytest
 from numba import cuda
 
 import fpsim
+from fpsim.accumulators import FixedPoint
 from tests.strategies import DISTRIBUTIONS, assert_same_bits
 
 # One thread per output: every kind of accumulator, against the reference.
 OUTPUTS = """
 import sys
 import numpy as np, fpsim
-from fpsim.accumulators import FusedDot, IntegerAccumulator, Promoted, SplitK
+from fpsim.accumulators import FixedPoint, FusedDot, IntegerAccumulator, Promoted, SplitK
 rng = np.random.default_rng(0)
 inner = FusedDot(4, 13, "rz", "e8m13", -133)
 engine = fpsim.engine
@@ -32,6 +33,8 @@ specs = [
     engine("blackwell/tcgen05-mxf4nvf4", "e2m1", scale="ue4m3", block=16),
     *(fpsim.MatmulSpec("int8", "int8", IntegerAccumulator(bits, overflow))
       for bits in (12, 32) for overflow in ("wrap", "saturate")),
+    *(fpsim.MatmulSpec(a, b, FixedPoint(bits, lsb, overflow)) for overflow in ("wrap", "saturate")
+      for a, b, bits, lsb in (("e4m3", "e4m3", 24, None), ("e5m2", "int8", 20, -9), ("f16", "bf16", 52, -30))),
 ]
 for spec in specs:
     depth = 20 if spec.block is None else 2 * spec.block
@@ -132,6 +135,21 @@ def test_device_equals_cpu(name: str, operand: str, more: dict[str, Any]) -> Non
         assert_same_bits(fpsim.matmul(a, b, spec, backend="cuda"), want, kind)
         there = fpsim.matmul(cuda.to_device(a), cuda.to_device(b), spec).copy_to_host()
         assert_same_bits(there.view(want.dtype), want, kind)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("a", "b", "bits", "lsb"), [("e4m3", "e4m3", 32, None), ("e5m2", "e5m2", 24, -9), ("int8", "f16", 40, -20)]
+)
+@pytest.mark.parametrize("overflow", ["wrap", "saturate"])
+def test_registers_on_the_device(a: str, b: str, bits: int, lsb: int | None, overflow: Any) -> None:
+    spec = fpsim.MatmulSpec(a, b, FixedPoint(bits, lsb, overflow))
+    rng = np.random.default_rng(7)
+    for kind, draw in DISTRIBUTIONS.items():
+        x, y = draw(rng, spec.a, (60, 300)), np.ascontiguousarray(draw(rng, spec.b, (70, 300)).T)
+        c = draw(rng, fpsim.formats.scalar_format("f32"), (60, 70)).view(np.float32)
+        for start in (None, c):
+            assert_same_bits(fpsim.matmul(x, y, spec, start, backend="cuda"), fpsim.matmul(x, y, spec, start), kind)
 
 
 @pytest.mark.gpu

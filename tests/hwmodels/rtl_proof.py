@@ -171,7 +171,7 @@ def codes_of(row: Format) -> Array:
     return np.arange(low, low + count).astype(row.code_dtype)
 
 
-def simulated(spec: fpsim.MatmulSpec, bits: int | None = None) -> Simulator:
+def simulated(spec: fpsim.MatmulSpec) -> Simulator:
     """The unit of a spec, built; skips only where the tools are absent on purpose."""
     needs_tools()
-    return Simulator(unit(spec, bits))
+    return Simulator(unit(spec))

@@ -14,6 +14,7 @@ import fpsim
 from analysis.cli import main
 from fpsim.accumulators import (
     Accumulator,
+    FixedPoint,
     FusedDot,
     GroupedDot,
     IntegerAccumulator,
@@ -29,7 +30,7 @@ from fpsim.reference.sums import ieee_result
 from fpsim.rounding import OVERFLOWS, ROUNDINGS
 from hwmodels import rtl
 from hwmodels.npu.energy import gate_counts, in_equal_area
-from hwmodels.rtl import counts, defaults, rounding, special, yosys
+from hwmodels.rtl import counts, defaults, fixed, rounding, special, yosys
 
 MAC = fpsim.MatmulSpec("e4m3", "e4m3", SequentialFma("f32"))
 KULISCH = FusedDot(None, None, "rne")
@@ -57,7 +58,7 @@ def test_the_header_names_the_arithmetic_and_the_widths() -> None:
 
 def test_lines_fit() -> None:
     for row in defaults.rows():
-        assert max(map(len, rtl.verilog(row.spec, row.bits).splitlines())) <= 120, row.label
+        assert max(map(len, rtl.verilog(row.spec).splitlines())) <= 120, row.label
 
 
 def test_modules_are_plain_verilog_2005_each_once() -> None:
@@ -75,7 +76,7 @@ def test_the_same_arithmetic_is_the_same_text_whatever_the_engine_is_called() ->
 
 
 def test_a_unit_names_its_parts() -> None:
-    plain, kulisch = rtl.unit(MAC), rtl.unit(fpsim.MatmulSpec("e5m2", "e5m2", KULISCH), 64)
+    plain, kulisch = rtl.unit(MAC), rtl.unit(fpsim.MatmulSpec("e5m2", "e5m2", FixedPoint(64)))
     assert (plain.step, plain.readout, plain.state) == ("mac_e4m3_e4m3_f32_step", "", 32)
     assert plain.ports == {"a": 8, "b": 8, "c": 32, "y": 32}
     assert plain.starts
@@ -87,6 +88,14 @@ def test_a_unit_names_its_parts() -> None:
 def test_a_default_register_holds_1024_of_the_largest_products() -> None:
     found = rtl.unit(fpsim.MatmulSpec("e2m1", "e2m1", KULISCH))
     assert found.state == 8 + 1 + 10  # 36 = 144 quarters: 8 bits; a sign; 2**10 of them
+
+
+def test_registers_begin_where_the_emulator_says() -> None:
+    for a in ("e2m1", "e4m3", "e5m2", "f16", "f64", "e8m0", "int8", "int8.4", "uint4", "e4m3fnuz", "ue4m4"):
+        for b in ("e4m3", "int8"):
+            left, right = fpsim.formats.scalar_format(a), fpsim.formats.scalar_format(b)
+            assert fixed.register(left, right).unit == FixedPoint(8).placed(left, right).lsb, (a, b)
+            assert fixed.register(left, right, FixedPoint(8, -5)).unit == -5
 
 
 def test_constants_are_those_of_the_reference() -> None:
@@ -111,34 +120,34 @@ def test_constants_are_those_of_the_reference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "bits", "message"),
+    ("spec", "message"),
     [
-        (fpsim.MatmulSpec("int8", "int8", IntegerAccumulator(32, "error")), None, "wraps or saturates"),
-        (fpsim.MatmulSpec("e4m3", "e4m3", IntegerAccumulator(32)), None, "integer operands, got a='e4m3'"),
-        (fpsim.MatmulSpec("int8", "int8", FusedDot(4, 25)), None, "float operands, got a='int8'"),
-        (fpsim.MatmulSpec("nf4", "e4m3", SequentialFma()), None, "a codebook"),
-        (fpsim.MatmulSpec("e4m3", "e4m3", FusedDot(None, 25)), None, "all of K in one step"),
-        (fpsim.MatmulSpec("e4m3", "e4m3", TwoStageDot(4)), None, "no circuit for TwoStageDot"),
-        (fpsim.MatmulSpec("e4m3", "e4m3", PairwiseTree(4)), None, "no circuit for PairwiseTree"),
-        (fpsim.MatmulSpec("e4m3", "e4m3", Promoted(FusedDot(4, 25), 32)), None, "give the inner accumulator"),
-        (fpsim.MatmulSpec("e4m3", "e4m3", SplitK(FusedDot(4, 25), 2)), None, "give its inner accumulator"),
-        (fpsim.MatmulSpec("e4m3", "e2m1", GroupedDot(), "", "ue4m3", 16), None, "elements without Inf and NaN"),
-        (fpsim.MatmulSpec("e2m1", "e2m1", GroupedDot(), "", "ue4m3", 24), None, "do not divide each other"),
-        (fpsim.MatmulSpec("e2m1", "e2m1", FusedDot(4, 25), "", "ue4m3", 16), None, "takes scale='e8m0'"),
-        (fpsim.MatmulSpec("e2m1", "e2m1", FusedDot(32, 25), "", "e8m0", 16), None, "do not divide blocks of 16"),
-        (fpsim.MatmulSpec("e2m1", "e2m1", KULISCH, "", "e8m0", 32), None, "fixed-point register over block scales"),
-        (fpsim.engine("hopper/scaled_mm", "e4m3", out="bf16"), None, "give the engine below it"),
-        (fpsim.MatmulSpec("e4m3", "e4m3", SequentialFma(), "int8"), None, "no circuit from f32 to out='int8'"),
-        (fpsim.MatmulSpec("e4m3", "e4m3", SequentialFma(), "ue4m3"), None, "signed floats and integers"),
-        (fpsim.MatmulSpec("int8", "int8", IntegerAccumulator(60), "f32"), None, "take out='int64'"),
-        (MAC, 40, "bits=40 is the width of a fixed-point register"),
-        (fpsim.MatmulSpec("e4m3", "e4m3", KULISCH), 1, "bits=1; allowed: 2 or more"),
+        (fpsim.MatmulSpec("int8", "int8", IntegerAccumulator(32, "error")), "wraps or saturates"),
+        (fpsim.MatmulSpec("e4m3", "e4m3", IntegerAccumulator(32)), "integer operands, got a='e4m3'"),
+        (fpsim.MatmulSpec("int8", "int8", FusedDot(4, 25)), "float operands, got a='int8'"),
+        (fpsim.MatmulSpec("nf4", "e4m3", SequentialFma()), "a codebook"),
+        (fpsim.MatmulSpec("e4m3", "e4m3", FusedDot(None, 25)), "all of K in one step"),
+        (fpsim.MatmulSpec("e4m3", "e4m3", TwoStageDot(4)), "no circuit for TwoStageDot"),
+        (fpsim.MatmulSpec("e4m3", "e4m3", PairwiseTree(4)), "no circuit for PairwiseTree"),
+        (fpsim.MatmulSpec("e4m3", "e4m3", Promoted(FusedDot(4, 25), 32)), "give the inner accumulator"),
+        (fpsim.MatmulSpec("e4m3", "e4m3", SplitK(FusedDot(4, 25), 2)), "give its inner accumulator"),
+        (fpsim.MatmulSpec("e4m3", "e2m1", GroupedDot(), "", "ue4m3", 16), "elements without Inf and NaN"),
+        (fpsim.MatmulSpec("e2m1", "e2m1", GroupedDot(), "", "ue4m3", 24), "do not divide each other"),
+        (fpsim.MatmulSpec("e2m1", "e2m1", FusedDot(4, 25), "", "ue4m3", 16), "takes scale='e8m0'"),
+        (fpsim.MatmulSpec("e2m1", "e2m1", FusedDot(32, 25), "", "e8m0", 16), "do not divide blocks of 16"),
+        (fpsim.MatmulSpec("e2m1", "e2m1", KULISCH, "", "e8m0", 32), "fixed-point register over block scales"),
+        (fpsim.engine("hopper/scaled_mm", "e4m3", out="bf16"), "give the engine below it"),
+        (fpsim.MatmulSpec("e4m3", "e4m3", SequentialFma(), "int8"), "no circuit from f32 to out='int8'"),
+        (fpsim.MatmulSpec("e4m3", "e4m3", SequentialFma(), "ue4m3"), "signed floats and integers"),
+        (fpsim.MatmulSpec("int8", "int8", IntegerAccumulator(60), "f32"), "take out='int64'"),
+        (fpsim.MatmulSpec("nf4", "e4m3", FixedPoint(32, -9)), "a codebook"),
+        (fpsim.MatmulSpec("e4m3", "e4m3", SplitK(SequentialFma("f16"), 2)), "give its inner accumulator"),
     ],
     ids=lambda value: re.sub(r"\W+", "-", str(value))[:40] if isinstance(value, str) else "",
 )
-def test_what_has_no_circuit_says_so(spec: fpsim.MatmulSpec, bits: int | None, message: str) -> None:
+def test_what_has_no_circuit_says_so(spec: fpsim.MatmulSpec, message: str) -> None:
     with pytest.raises(rtl.NoCircuit, match=re.escape(message)):
-        rtl.unit(spec, bits)
+        rtl.unit(spec)
 
 
 # -- gate counts --------------------------------------------------------------------------------------------------
@@ -147,14 +156,14 @@ def test_what_has_no_circuit_says_so(spec: fpsim.MatmulSpec, bits: int | None, m
 def test_no_shipped_row_is_stale() -> None:
     """Every default unit is found by the hash of the Verilog that is generated now."""
     for row in defaults.rows():
-        found = rtl.unit(row.spec, row.bits)
+        found = rtl.unit(row.spec)
         key = counts.digest(found)
         assert (key, "step") in counts.shipped(), f"{row.label}: run python -m hwmodels.rtl.table"
         assert bool(found.readout) == ((key, "readout") in counts.shipped())
 
 
 def test_no_shipped_row_is_left_over() -> None:
-    made = {counts.digest(rtl.unit(row.spec, row.bits)) for row in defaults.rows()}
+    made = {counts.digest(rtl.unit(row.spec)) for row in defaults.rows()}
     with counts.TABLE.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["hash"] for row in rows} == made
@@ -207,8 +216,8 @@ def test_what_an_accumulator_costs() -> None:
 def test_equal_area() -> None:
     """In the area of one int8 MAC: this many int4 ones, from both sides of the house."""
     int8, int4 = (fpsim.MatmulSpec(x, x, IntegerAccumulator(bits)) for x, bits in (("int8", 32), ("int4", 16)))
-    fp4 = fpsim.MatmulSpec("e2m1", "e2m1", KULISCH)
-    found = rtl.in_equal_area(int8, [int4, (fp4, 16), int8])
+    fp4 = fpsim.MatmulSpec("e2m1", "e2m1", FixedPoint(16))
+    found = rtl.in_equal_area(int8, [int4, fp4, int8])
     assert found["mac_int8_int8_int32"] == 1.0
     assert found["mac_int4_int4_int16"] == rtl.gates(int8).gates / rtl.gates(int4).gates
     assert 3 < found["mac_e2m1_e2m1_fixed16"] < 4
@@ -267,23 +276,26 @@ def test_unknown_node() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "bits"),
+    ("text", "kind"),
     [
-        ("int32", IntegerAccumulator(32), None),
-        ("int16-saturate", IntegerAccumulator(16, "saturate"), None),
-        ("fixed40", FusedDot(None, None, "rne"), 40),
-        ("fixed-rz-f16", FusedDot(None, None, "rz", "f16"), None),
-        ("f32", SequentialFma("f32"), None),
-        ("fp16-rz", SequentialFma("f16", "rz"), None),
-        ("bf16-unfused-flush", SequentialFma("bf16", fused=False, flush=True), None),
-        ("dot16-f25", FusedDot(16, 25, "rz"), None),
-        ("dot4-exact-rne-f16", FusedDot(4, None, "rne", "f16"), None),
-        ("FusedDot:terms=16,fraction_bits=none,zero_exponent=-133", FusedDot(16, None, zero_exponent=-133), None),
-        ("SequentialFma:output=f16,fused=false", SequentialFma("f16", fused=False), None),
+        ("int32", IntegerAccumulator(32)),
+        ("int16-saturate", IntegerAccumulator(16, "saturate")),
+        ("fixed40", FixedPoint(40)),
+        ("fixed24-q10-saturate", FixedPoint(24, -10, "saturate")),
+        ("fixed20-rz-f16", FixedPoint(20, None, "wrap", "rz", "f16")),
+        ("FixedPoint:bits=24,lsb=3", FixedPoint(24, 3)),
+        ("fixed-rz-f16", FusedDot(None, None, "rz", "f16")),
+        ("f32", SequentialFma("f32")),
+        ("fp16-rz", SequentialFma("f16", "rz")),
+        ("bf16-unfused-flush", SequentialFma("bf16", fused=False, flush=True)),
+        ("dot16-f25", FusedDot(16, 25, "rz")),
+        ("dot4-exact-rne-f16", FusedDot(4, None, "rne", "f16")),
+        ("FusedDot:terms=16,fraction_bits=none,zero_exponent=-133", FusedDot(16, None, zero_exponent=-133)),
+        ("SequentialFma:output=f16,fused=false", SequentialFma("f16", fused=False)),
     ],
 )
-def test_words_for_accumulators(text: str, kind: Accumulator, bits: int | None) -> None:
-    assert rtl.accumulator(text) == (kind, bits)
+def test_words_for_accumulators(text: str, kind: Accumulator) -> None:
+    assert rtl.accumulator(text) == kind
 
 
 @pytest.mark.parametrize(
@@ -294,6 +306,9 @@ def test_words_for_accumulators(text: str, kind: Accumulator, bits: int | None) 
         ("--a e4m4 --accumulator f32", "unknown format 'e4m4'; did you mean"),
         ("--a e4m3 --accumulator f33", "accumulator 'f33': unknown format 'f33'"),
         ("--a e4m3 --accumulator int32-clamp", "allowed after int32: -wrap, -saturate"),
+        ("--a e4m3 --accumulator fixed-saturate", "has no width to leave or to count from"),
+        ("--a e4m3 --accumulator fixed-q10", "say fixed32, for example"),
+        ("--a e4m3 --accumulator fixed1", "FixedPoint.bits is 1; allowed: 2 or more"),
         ("--a e4m3 --accumulator dot16", "after dot16 come its fraction bits"),
         ("--a e4m3 --accumulator f32-up", "'up' is none of rne"),
         ("--a e4m3 --accumulator f32-f16", "names two formats"),

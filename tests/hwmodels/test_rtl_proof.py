@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fpsim
-from fpsim.accumulators import Accumulator, FusedDot, GroupedDot, IntegerAccumulator, SequentialFma
+from fpsim.accumulators import Accumulator, FixedPoint, FusedDot, GroupedDot, IntegerAccumulator, SequentialFma
 from hwmodels.rtl import NoYosys, Simulator, simulator, unit, yosys
 from tests.hwmodels.rtl_proof import Case, compare, every_pair, needs_tools, random_cases, simulated, whole_space
 from tests.strategies import random_codes
@@ -14,10 +14,10 @@ from tests.strategies import random_codes
 Kulisch = FusedDot(None, None, "rne")
 
 
-def proved(spec: fpsim.MatmulSpec, bits: int | None = None, seed: int = 0) -> int:
+def proved(spec: fpsim.MatmulSpec, seed: int = 0) -> int:
     """Compare a unit on everything there is for its formats; the number of results."""
     rng = np.random.default_rng(seed)
-    built = simulated(spec, bits)
+    built = simulated(spec)
     cases = list(random_cases(built.unit, spec, rng))
     if built.unit.terms == 1 and spec.a.bits <= 8 and spec.b.bits <= 8:
         cases += every_pair(spec, rng, built.unit)
@@ -47,6 +47,10 @@ def test_integers_saturate_after_every_addition() -> None:
 
 def test_kulisch_register_with_infinities_and_nan() -> None:
     assert proved(fpsim.MatmulSpec("e5m2", "e4m3", Kulisch)) > 65_536
+
+
+def test_a_register_that_cuts_off_and_clamps() -> None:
+    assert proved(fpsim.MatmulSpec("e4m3", "e4m3", FixedPoint(24, -10, "saturate"))) > 65_536
 
 
 def test_fused_dot_truncates_terms_to_the_grid_of_the_largest() -> None:
@@ -218,13 +222,39 @@ def test_integer_results_in_another_format(out: str) -> None:
     proved(fpsim.MatmulSpec("int8", "int8", IntegerAccumulator(24, "saturate"), out), seed=4)
 
 
+REGISTERS: list[tuple[str, str, Accumulator]] = [
+    *(("e4m3", "e4m3", FixedPoint(bits, lsb)) for bits, lsb in ((24, None), (32, -10), (12, -18), (20, 4), (5, -2))),
+    *(
+        ("e4m3", "e4m3", FixedPoint(bits, lsb, "saturate"))
+        for bits, lsb in ((24, -10), (32, None), (40, None), (20, -21), (3, -1), (30, 20))
+    ),
+    ("e5m2", "e5m2", FixedPoint(24, -9, "saturate")),
+    ("e5m2", "e4m3", FixedPoint(33, -16, "saturate", "rz", "f16")),
+    ("e2m1", "e2m1", FixedPoint(9, None, "saturate")),
+    ("e2m1", "e2m1", FixedPoint(8, -1, "wrap", "ru", "e5m2")),
+    ("e3m4", "e2m1", FixedPoint(18, -7, "saturate", "rodd", "bf16")),
+    ("e4m3fnuz", "e5m2fnuz", FixedPoint(26, -12, "saturate", "rna")),
+    ("int8", "int8", FixedPoint(16, None, "saturate")),
+    ("int8", "e4m3", FixedPoint(20, -4, "saturate", "rne", "f16")),
+    ("uint4", "e5m2", FixedPoint(22, -6)),
+    ("f16", "f16", FixedPoint(40, -24, "saturate")),
+    ("bf16", "bf16", FixedPoint(52, -40)),
+    ("f32", "e4m3", FixedPoint(48, -60, "saturate")),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("a", "b", "kind"), REGISTERS, ids=lambda x: re.sub(r"\W+", "_", str(x)))
+def test_registers_that_wrap_clamp_and_cut_off(a: str, b: str, kind: Accumulator) -> None:
+    proved(fpsim.MatmulSpec(a, b, kind), seed=6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("a", "bits"), [("e2m1", 9), ("e2m1", 11), ("e4m3", 32), ("e3m2", 20)])
 def test_a_narrow_register_wraps(a: str, bits: int) -> None:
     """A register narrower than the sum keeps its low bits: integer sums of scaled values, wrapped, say what is left."""
     row, rng = fpsim.format(a), np.random.default_rng(5)
-    spec = fpsim.MatmulSpec(a, a, Kulisch)
-    built = simulated(spec, bits)
+    built = simulated(fpsim.MatmulSpec(a, a, FixedPoint(bits)))
     codes = [random_codes(rng, row, shape) for shape in ((40, 200), (200, 40))]
     for array in codes:
         array[(array & (row.sign_bit - 1)) > row.max_code] = 0

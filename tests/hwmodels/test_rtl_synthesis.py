@@ -5,7 +5,7 @@ import resource
 import pytest
 
 import fpsim
-from fpsim.accumulators import FusedDot, IntegerAccumulator, SequentialFma
+from fpsim.accumulators import FixedPoint, IntegerAccumulator, SequentialFma
 from hwmodels import rtl
 from hwmodels.rtl import counts, defaults
 from hwmodels.rtl.synthesis import synthesized
@@ -13,16 +13,16 @@ from tests.hwmodels.rtl_proof import needs_tools
 
 
 @pytest.mark.parametrize(
-    ("spec", "bits"),
+    "spec",
     [
-        (fpsim.MatmulSpec("int8", "int8", IntegerAccumulator(32)), None),
-        (fpsim.MatmulSpec("e2m1", "e2m1", FusedDot(None, None, "rne")), 16),
-        (fpsim.MatmulSpec("e2m1", "e2m1", SequentialFma("f16")), None),
+        fpsim.MatmulSpec("int8", "int8", IntegerAccumulator(32)),
+        fpsim.MatmulSpec("e2m1", "e2m1", FixedPoint(16)),
+        fpsim.MatmulSpec("e2m1", "e2m1", SequentialFma("f16")),
     ],
 )
-def test_the_table_is_what_yosys_says(spec: fpsim.MatmulSpec, bits: int | None) -> None:
+def test_the_table_is_what_yosys_says(spec: fpsim.MatmulSpec) -> None:
     needs_tools()
-    assert rtl.gates(spec, bits, fresh=True).step == rtl.gates(spec, bits).step
+    assert rtl.gates(spec, fresh=True).step == rtl.gates(spec).step
 
 
 def test_cells_of_a_known_circuit() -> None:
@@ -47,9 +47,9 @@ def test_every_shipped_count() -> None:
     """And none of a multiply-accumulate takes a minute of processor time."""
     needs_tools()
     for row in defaults.rows():
-        if rtl.unit(row.spec, row.bits).terms == 1:
+        if rtl.unit(row.spec).terms == 1:
             started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-            fresh, kept = rtl.gates(row.spec, row.bits, fresh=True), rtl.gates(row.spec, row.bits)
+            fresh, kept = rtl.gates(row.spec, fresh=True), rtl.gates(row.spec)
             assert (fresh.step, fresh.readout) == (kept.step, kept.readout), row.label
             assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - started < 60, row.label
     assert fresh.origin == counts.version()
