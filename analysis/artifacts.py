@@ -9,6 +9,7 @@ import io
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from analysis.experiment import Experiment
 from analysis.layer_times import layer_times
 from analysis.plan import NOISE_FLOOR, REFERENCE, Plan
 from analysis.pricing import FALLBACK, NOT_SUPPORTED, CostRow
-from analysis.scoring import PromptRow, QualityRow, Verdict, verdicts
+from analysis.scoring import Asked, PromptRow, QualityRow, Verdict, verdicts
 from analysis.store import write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 SCORES = "scores.csv"
 GRID_COLUMNS = 8
+LARGEST_SHOWN = 256  # pixels of a picture on the page
 FEW_PROMPTS = 512  # below it, differences that matter drown: 2,048 separated what 512 could not
 FEW_FOR_FRECHET = 2048
 
@@ -56,6 +58,7 @@ class Run:
     layers: Mapping[str, Sequence[Mapping[str, Any]]]
     unused_rules: Mapping[str, Sequence[str]]
     seconds: Mapping[str, float]
+    extra: tuple[Asked, ...] = ()
 
     @property
     def page(self) -> Path:
@@ -94,15 +97,19 @@ class Run:
 def write_results(run: Run, plan: Plan, images: Mapping[str, Images], command: str) -> None:
     """The tables (results, scores, costs, layers), grid.png, pareto-*.png, and results.json, from which the page is."""
     write_atomic(run.path / "results.csv", comma_separated([asdict(row) for row in run.quality]))
-    scores = comma_separated([asdict(row) for row in run.prompts])
+    if find_spec("pyarrow") is not None:
+        write_atomic(run.path / "results.parquet", run.table().to_parquet(index=False))
+    scores = comma_separated([row.flat() for row in run.prompts])
     write_atomic(run.path / SCORES, scores)
     write_atomic(run.path / "costs.csv", comma_separated([asdict(row) for row in run.costs]))
     rows = [{"configuration": label, **layer} for label, layers in run.layers.items() for layer in layers]
     write_atomic(run.path / "layers.csv", comma_separated(rows))
-    judged = verdicts(plan, run.quality)
+    judged = verdicts(plan, run.quality, run.extra)
     grid = grid_rows(plan, images, run.quality)
     captions = plan.captions[:GRID_COLUMNS]
-    write_atomic(run.path / "grid.png", plots.image_grid(grid, captions))
+    side = next(image.shape[-1] for row in grid for image in row.images if image is not None)
+    scale = max(1, 128 // side)
+    write_atomic(run.path / "grid.png", plots.image_grid(grid, captions, scale=scale))
     figures = draw_fronts(run)
     for name, data in figures.items():
         write_atomic(run.path / name, data)
@@ -120,6 +127,7 @@ def write_results(run: Run, plan: Plan, images: Mapping[str, Images], command: s
             for row in plan.rows
         ],
         "scores": hashlib.sha256(scores).hexdigest(),
+        "metrics": [asdict(one) for one in run.extra],
         "quality": [asdict(row) for row in run.quality],
         "verdicts": [
             {**asdict(verdict), "indistinguishable": verdict.indistinguishable} for verdict in judged.values()
@@ -151,11 +159,22 @@ def warnings(plan: Plan, run: Run, judged: Mapping[str, Verdict]) -> list[str]:
         for name, patterns in run.unused_rules.items()
         for pattern in patterns
     ]
-    prompts = run.experiment.quality.prompts
-    if prompts < FEW_PROMPTS:
+    prompts, resolution = run.experiment.quality.prompts, judged[NOISE_FLOOR].resolution
+    if resolution is None:
         found.append(
-            f"{prompts} prompts are few: a loss of up to {100 * judged[NOISE_FLOOR].resolution:.1f} points of prompts "
+            "these prompts have no ground truth here (they are no sentences of the scene grammar, or not drawn at its "
+            "size): PSNR and SSIM say how far pictures are from full precision's, not whether they are worse"
+        )
+    elif prompts < FEW_PROMPTS:
+        found.append(
+            f"{prompts} prompts are few: a loss of up to {100 * resolution:.1f} points of prompts "
             f"obeyed can hide in this sample; use {FEW_PROMPTS} or more before a decision"
+        )
+    seen = set(run.experiment.quality.captions) & set(run.experiment.quality.calibration_captions)
+    if seen:
+        found.append(
+            f"calibration saw {len(seen)} of the measured prompts, with other noise; give it prompts of its own "
+            '(calibration = "file"), or measure fewer of the file (first)'
         )
     few = [row for row in plan.rows if row.prompts < prompts]
     found += [f"{row.label}: only {row.prompts} prompts (every product emulated)" for row in few]
@@ -188,10 +207,25 @@ def grid_rows(plan: Plan, images: Mapping[str, Images], quality: Sequence[Qualit
         plots.GridRow(
             label=row.label,
             remark=remark.get(row.label, "full precision"),
-            images=[images[row.label][index] if index < row.prompts else None for index in range(columns)],
+            images=[still(images[row.label][index]) if index < row.prompts else None for index in range(columns)],
         )
         for row in plan.rows
     ]
+
+
+def still(image: Images) -> Images:
+    """(3, H, W) at most `LARGEST_SHOWN` pixels wide or high: an image, or the middle frame of a video (F, 3, H, W).
+
+    Larger ones are shown reduced, each pixel the mean of a square of pixels.
+    """
+    frame = image if image.ndim == 3 else image[len(image) // 2]
+    factor = -(-max(frame.shape[-2:]) // LARGEST_SHOWN)
+    if factor == 1:
+        return frame
+    height, width = (side // factor for side in frame.shape[-2:])
+    squares = frame[:, : height * factor, : width * factor].reshape(3, height, factor, width, factor)
+    reduced: Images = squares.mean(axis=(2, 4))
+    return reduced
 
 
 def draw_fronts(run: Run) -> dict[str, bytes]:

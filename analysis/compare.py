@@ -19,6 +19,7 @@ from analysis.report import stored_results
 from analysis.scoring import EQUAL_DB, numbers
 
 METRICS = ("correct", "residual", "psnr")
+NOT_METRICS = ("configuration", "prompt", "caption", "seed", "ssim")  # columns of scores.csv that are not compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,10 @@ def compare(first: Path, second: Path) -> Comparison:
     changes = [
         change
         for label in shared
-        for metric in METRICS
-        if (change := _change(label, metric, x[label], y[label], confidence)) is not None
+        for metric in dict.fromkeys([*METRICS, *x[label][0]])
+        if metric not in NOT_METRICS
+        and metric in y[label][0]
+        and (change := _change(label, metric, x[label], y[label], confidence)) is not None
     ]
     names = sorted({*a["surroundings"], *b["surroundings"]})
     differing = {name: (a["surroundings"].get(name, ""), b["surroundings"].get(name, "")) for name in names}

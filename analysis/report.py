@@ -27,6 +27,8 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("change, points", "correct_change", REFERENCE),
     ("PSNR, dB", "psnr", REFERENCE),
     ("SSIM", "ssim", REFERENCE),
+    ("PSNR of motion, dB", "temporal_psnr", REFERENCE),
+    ("Flicker, change", "flicker_change", REFERENCE),
     ("Residual, 10⁻³", "residual", ""),
     ("Fréchet to clean", "frechet", "clean scenes"),
     ("Fréchet to fp32", "frechet_full", REFERENCE),
@@ -47,11 +49,27 @@ _SHOWN: Mapping[str, tuple[float, int, bool]] = {
     "psnr": (1, 1, False),
     "psnr_to_shortcut": (1, 1, False),
     "ssim": (1, 3, False),
+    "temporal_psnr": (1, 1, False),
+    "flicker_change": (1, 4, True),
     "frechet": (1, 2, False),
     "frechet_full": (1, 2, False),
     "zeros": (100, 1, False),
     "recovery": (100, 1, False),
 }
+
+
+#: metrics that others bring
+_SHOWN_OTHERWISE = (1, 3, False)
+
+
+def columns_of(quality: Sequence[QualityRow], extra: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """What the quality table shows of a run: `COLUMNS` as far as they were measured, then further metrics.
+
+    extra: `analysis.scoring.Asked` as tables
+    """
+    known = {(row.metric, row.against) for row in quality}
+    further = [(one["title"], one["name"], against) for one in extra for against in ("", REFERENCE)]
+    return [(head, metric, against) for head, metric, against in (*COLUMNS, *further) if (metric, against) in known]
 
 
 def write_page(directory: Path) -> Path:
@@ -92,12 +110,13 @@ def render(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     costs = [CostRow(**row) for row in results["costs"]]
     judged = {row["configuration"]: row for row in results["verdicts"]}
     notes = list(dict.fromkeys(_note(row) for row in costs if row.note))
+    columns = columns_of(quality, results.get("metrics", []))  # runs of older versions have none
     page = environment.get_template(TEMPLATE).render(
         results=results,
         experiment=experiment,
         pictures=pictures,
-        columns=COLUMNS,
-        quality=_quality_table(results, quality, judged),
+        columns=columns,
+        quality=_quality_table(results, quality, judged, columns),
         headline=headline(experiment, results, quality, costs, judged),
         twins=_twins(quality),
         tables=_cost_tables(experiment, costs, notes),
@@ -127,26 +146,35 @@ def headline(
     same: list[dict[str, Any]] = []
     detail: list[dict[str, Any]] = []
     apart: list[dict[str, Any]] = []
+    unjudged: list[dict[str, Any]] = []
+    titles = {f"{one['name']}_change": one["title"] for one in results.get("metrics", [])} | DECISIVE_NAMES
     for label in whole:
-        change, psnr = changes[label, "correct_change"], changes[label, "psnr"]
+        change, psnr = changes.get((label, "correct_change")), changes[label, "psnr"]
         row = {
             "label": label,
-            "change": interval_cell(change),
-            "residual": _relative(changes[label, "residual_change"], changes[REFERENCE, "residual"]),
+            "change": "" if change is None else interval_cell(change),
+            "residual": ""
+            if change is None
+            else _relative(changes[label, "residual_change"], changes[REFERENCE, "residual"]),
             "psnr": interval_cell(psnr, short=True),
             "buys": [_buys(cost) for cost in costs if (cost.configuration, cost.model) == (label, model)],
-            "why": [DECISIVE_NAMES[metric] for metric in judged[label]["told_apart"]],
-            "other": [DECISIVE_NAMES[metric] for metric in judged[label]["better"]],
+            "why": [titles[metric] for metric in judged[label]["told_apart"]],
+            "other": [titles[metric] for metric in judged[label]["better"]],
         }
+        if not judged[label].get("asked", True):
+            unjudged.append(row)
+            continue
         only_detail = judged[label]["told_apart"] == ["residual_change"] and not judged[label]["better"]
         (same if judged[label]["indistinguishable"] else detail if only_detail else apart).append(row)
     hidden = [row["label"] for row in same + detail] or [NOISE_FLOOR]
+    resolutions = [value for label in hidden if (value := judged[label]["resolution"]) is not None]
     return {
         "same": same,
         "detail": detail,
         "apart": apart,
+        "unjudged": unjudged,
         "model": model,
-        "resolution": f"{100 * max(judged[label]['resolution'] for label in hidden):.1f}",
+        "resolution": f"{100 * max(resolutions):.1f}" if resolutions else "",
         "floor": interval_cell(changes[NOISE_FLOOR, "psnr"], short=True),
     }
 
@@ -165,7 +193,10 @@ def _buys(row: CostRow) -> dict[str, str]:
 
 
 def _quality_table(
-    results: Mapping[str, Any], quality: Iterable[QualityRow], judged: Mapping[str, Any]
+    results: Mapping[str, Any],
+    quality: Iterable[QualityRow],
+    judged: Mapping[str, Any],
+    columns: Sequence[tuple[str, str, str]],
 ) -> list[dict[str, Any]]:
     found = {(row.configuration, row.metric, row.against): row for row in quality}
     rows = []
@@ -175,7 +206,7 @@ def _quality_table(
         rows.append(
             {
                 **entry,
-                "cells": [_cell(found.get((label, metric, against))) for _, metric, against in COLUMNS],
+                "cells": [_cell(found.get((label, metric, against))) for _, metric, against in columns],
                 "verdict": "" if verdict is None or entry["role"] != "configuration" else _verdict(verdict),
             }
         )
@@ -186,7 +217,7 @@ def _cell(row: QualityRow | None) -> dict[str, Any]:
     """Main number, interval under it, and the number itself for sorting."""
     if row is None:
         return {"main": "—", "interval": "", "value": ""}
-    factor, places, sign = _SHOWN[row.metric]
+    factor, places, sign = _SHOWN.get(row.metric, _SHOWN_OTHERWISE)
     form = f"{{:{'+' if sign else ''}.{places}f}}"
     shown = [
         form.format(_unsigned(value * factor, places)) for value in (row.value, row.low, row.high) if value is not None
@@ -218,6 +249,8 @@ def interval_cell(row: QualityRow | None, *, short: bool = False) -> str:
 
 
 def _verdict(judged: Mapping[str, Any]) -> str:
+    if not judged.get("asked", True):
+        return "not judged"
     if judged["indistinguishable"]:
         return "not told apart"
     return "worse" if judged["told_apart"] else "different"
@@ -266,18 +299,19 @@ def _explore(experiment: Experiment, quality: Sequence[QualityRow], costs: Seque
         values = {field: getattr(cost, field) for field in fields}
         priced.setdefault(cost.configuration, {}).setdefault(cost.model, {})[cost.device] = values
     labels = [label for label in measured if label in priced]
+    vertical = {key: row for key, row in _VERTICAL.items() if any(key in measured[label] for label in labels)}
     data = {
         "configurations": [{"label": label, "quality": measured[label], "cost": priced[label]} for label in labels],
         "baseline": {"label": experiment.cost.baseline, "cost": priced.get(experiment.cost.baseline, {})},
         "reference": REFERENCE,
         "floor": measured[NOISE_FLOOR],
-        "qualities": {key: {"name": row[0], "factor": row[1], "sign": row[2]} for key, row in _VERTICAL.items()},
+        "qualities": {key: {"name": row[0], "factor": row[1], "sign": row[2]} for key, row in vertical.items()},
         "costs": _HORIZONTAL,
     }
     choices = [
         ("model", "model", [(name, name) for name in experiment.cost.models]),
         ("device", "device", [(name, name) for name in experiment.cost.devices]),
-        ("quality", "up", [(key, row[0]) for key, row in _VERTICAL.items()]),
+        ("quality", "up", [(key, row[0]) for key, row in vertical.items()]),
         ("cost", "across", [("time_per_image", "time per image"), ("weights", "weights")]),
     ]
     return {"data": data, "choices": choices}

@@ -108,7 +108,7 @@ def _page(experiment: Experiment, sweep: Sweep) -> str:
         }
         for cell in sweep.cells
     ]
-    tables = [{"title": title, "rows": _side_by_side(sweep.cells, metric)} for metric, title in SHOWN]
+    tables = [{"title": title, "rows": rows} for metric, title in SHOWN if (rows := _side_by_side(sweep.cells, metric))]
     return str(environment.get_template(TEMPLATE).render(experiment=experiment, cells=cells, tables=tables))
 
 

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from analysis.experiment import Configuration, Experiment, unknown
 from analysis.gather import Progress, measure
 from analysis.plan import Plan, surroundings
 from analysis.pricing import price
-from analysis.scoring import score, sparsity
+from analysis.scoring import METRICS, score, sparsity
 from analysis.store import RunDirectory
 from analysis.units import duration
 
@@ -96,6 +96,7 @@ def run(
             layers=layers,
             unused_rules=unused,
             seconds=seconds,
+            extra=scores.extra,
         )
         with timed(seconds, "writing"):
             tell("writing", 0, 1)
@@ -168,6 +169,7 @@ def check(plan: Plan) -> dict[str, list[str]]:
             raise ValueError(unknown("model", model, models()))
     if plan.experiment.cost.baseline not in hwmodels.SHORTHANDS:
         raise ValueError(unknown("baseline", plan.experiment.cost.baseline, hwmodels.SHORTHANDS))
+    check_metrics(plan.experiment.quality.metrics)
     used = {row.configuration.scheme for row in plan.rows}
     for name in plan.experiment.schemes:
         if name not in used:
@@ -180,6 +182,16 @@ def check(plan: Plan) -> dict[str, list[str]]:
                 f"layer paths look like {example_path(plan)!r}"
             )
     return unused
+
+
+def check_metrics(names: Iterable[str]) -> None:
+    """Raise ValueError for further metrics that are not known, not needed, or cannot work here."""
+    from analysis.metrics.extra import find
+
+    for name in names:
+        if name in METRICS:
+            raise ValueError(f"metric {name!r} is always measured where it can be; leave it out of metrics")
+        find(name)
 
 
 def check_options(configuration: Configuration) -> None:

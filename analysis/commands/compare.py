@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
         return
     lines = []
     for row in found.changes:
-        name, factor, digits = SHOWN[row.metric]
+        name, factor, digits = SHOWN.get(row.metric, (row.metric, 1, 4))
         first, second, change = (f"{value * factor:.{digits}f}" for value in (row.first, row.second, row.difference))
         interval = "not the same prompts"
         if row.low is not None and row.high is not None:

@@ -148,12 +148,13 @@ def summary(found: Any) -> None:
 
     quality = {(row.configuration, row.metric): row for row in found.quality if row.against in ("", "fp32")}
     labels = list(dict.fromkeys(row.configuration for row in found.quality))
+    shown = [("correct", "prompts obeyed, %"), ("psnr", "PSNR, dB"), *((one.name, one.name) for one in found.extra)]
+    shown = [(metric, head) for metric, head in shown if any((label, metric) in quality for label in labels)]
     rows = [
-        (label, *(interval_cell(quality.get((label, metric)), short=True) for metric in ("correct", "psnr")))
-        for label in labels
+        (label, *(interval_cell(quality.get((label, metric)), short=True) for metric, _ in shown)) for label in labels
     ]
     say()
-    say(table(rows, ("measured", "prompts obeyed, %", "PSNR, dB")))
+    say(table(rows, ("measured", *(head for _, head in shown))))
     cost = found.experiment.cost
     for model in cost.models:
         listed = list(dict.fromkeys(row.configuration for row in found.costs))
