@@ -4,7 +4,8 @@
 
 Writes experiments/origin/: `results.csv` (one row per pipeline, steps, configuration and metric), `pairs.csv`
 (differences between two configurations on the same prompts and seeds), `provenance.toml` and `pictures-*.png`; and the
-tables of docs/origin.md and README.md between their markers. Numbers are copied, never typed.
+tables of docs/origin.md and README.md between their markers. Numbers are copied, never typed. Several runs of one
+pipeline and number of steps are joined if their full-precision pictures are the same.
 """
 
 import base64
@@ -12,7 +13,8 @@ import io
 import json
 import re
 import sys
-from itertools import permutations
+from dataclasses import dataclass
+from itertools import groupby, permutations
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import pandas as pd
 from PIL import Image
 
 from analysis import plots
+from analysis.experiment import Experiment
 from analysis.metrics import bootstrap
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,22 +57,45 @@ SHOWN = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """All that was measured of one pipeline at one number of steps, by one run or by several that share references.
+
+    quality : the quality table; scores : one row per configuration and prompt; grid : rows of pictures by label
+    """
+
+    pipeline: str
+    steps: int
+    quality: pd.DataFrame
+    scores: pd.DataFrame
+    grid: dict[str, dict[str, Any]]
+    captions: list[str]
+
+    def keyed(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The frame with this cell's pipeline and steps in front."""
+        frame.insert(0, "steps", self.steps)
+        frame.insert(0, "pipeline", self.pipeline)
+        return frame
+
+
 def main(runs: list[Path]) -> None:
     found = [(run, json.loads((run / "results.json").read_text())) for run in runs]
-    found.sort(key=lambda pair: (_quality(pair[1])["steps"] != 20, _order(_quality(pair[1])["pipeline"])))
+    found.sort(key=lambda pair: (*_order(_quality(pair[1])), pair[1]["date"]))
+    cells = [joined(key, list(group)) for key, group in groupby(found, key=_cell_of)]
     KEPT.mkdir(exist_ok=True)
-    pd.concat([results(*pair) for pair in found]).to_csv(KEPT / "results.csv", index=False, float_format="%.6g")
-    pd.concat([pairs(*pair) for pair in found]).to_csv(KEPT / "pairs.csv", index=False, float_format="%.6g")
+    pd.concat([results(cell) for cell in cells]).to_csv(KEPT / "results.csv", index=False, float_format="%.6g")
+    pd.concat([pairs(cell) for cell in cells]).to_csv(KEPT / "pairs.csv", index=False, float_format="%.6g")
     (KEPT / "provenance.toml").write_text(provenance([result for _, result in found]))
-    for _, result in found:
-        if _quality(result)["steps"] == 20:
-            (KEPT / f"pictures-{_quality(result)['pipeline']}.png").write_bytes(pictures(result))
+    for cell in cells:
+        if cell.steps == 20:
+            (KEPT / f"pictures-{cell.pipeline}.png").write_bytes(pictures(cell))
     write_tables()
 
 
-def _order(pipeline: str) -> tuple[bool, bool]:
-    """U-Net before transformer, plain before outliers."""
-    return "outlier" in pipeline, "dit" in pipeline
+def _order(quality: dict[str, Any]) -> tuple[Any, ...]:
+    """20 steps before others, plain before outliers, U-Net before transformer."""
+    pipeline, steps = quality["pipeline"], quality["steps"]
+    return steps != 20, "outlier" in pipeline, "dit" in pipeline, steps
 
 
 def _quality(result: dict[str, Any]) -> dict[str, Any]:
@@ -77,22 +103,49 @@ def _quality(result: dict[str, Any]) -> dict[str, Any]:
     return quality
 
 
-def _keyed(frame: pd.DataFrame, result: dict[str, Any]) -> pd.DataFrame:
-    frame.insert(0, "steps", _quality(result)["steps"])
-    frame.insert(0, "pipeline", _quality(result)["pipeline"])
-    return frame
+def _cell_of(pair: tuple[Path, dict[str, Any]]) -> tuple[str, int]:
+    return _quality(pair[1])["pipeline"], _quality(pair[1])["steps"]
 
 
-def results(run: Path, result: dict[str, Any]) -> pd.DataFrame:
+def joined(key: tuple[str, int], runs: list[tuple[Path, dict[str, Any]]]) -> Cell:
+    """Runs of one cell as one, a configuration's newest measurement before older ones.
+
+    Pairs over runs need equal references: the scores of fp32 must be the same for every prompt, to the last bit.
+    """
+    scores = [pd.read_csv(run / "scores.csv") for run, _ in runs]
+    references = [frame[frame.configuration == "fp32"].drop(columns="configuration") for frame in scores]
+    for (run, _), reference in zip(runs, references, strict=True):
+        if not references[0].reset_index(drop=True).equals(reference.reset_index(drop=True)):
+            sys.exit(f"{run.name}: its full-precision pictures are not those of {runs[0][0].name}; give one of them")
+    newest: dict[str, int] = {label: index for index, frame in enumerate(scores) for label in frame.configuration}
+    qualities = [pd.DataFrame(result["quality"]) for _, result in runs]
+    pick = [
+        pd.concat(frame[frame.configuration.map(newest) == index] for index, frame in enumerate(frames))
+        for frames in (qualities, scores)
+    ]
+    listed = {label: place for place, label in enumerate(_labels())}
+    pick = [frame.sort_values("configuration", kind="stable", key=lambda names: names.map(listed)) for frame in pick]
+    return Cell(
+        pipeline=key[0], steps=key[1], quality=pick[0], scores=pick[1],
+        grid={row["label"]: row for _, result in runs for row in result["grid"]["rows"]},
+        captions=runs[0][1]["grid"]["captions"],
+    )  # fmt: skip
+
+
+def _labels() -> list[str]:
+    """Configurations in the order of the experiment file, references before them."""
+    experiment = Experiment.load(ROOT / "experiments" / "origin.toml")
+    return ["fp32", "fp32, another seed", *(row.label for row in experiment.configuration)]
+
+
+def results(cell: Cell) -> pd.DataFrame:
     """The quality table without what can be looked up elsewhere."""
-    frame = pd.DataFrame(result["quality"])
-    return _keyed(frame[frame.metric.isin(METRICS)][list(COLUMNS)], result)
+    return cell.keyed(cell.quality[cell.quality.metric.isin(METRICS)][list(COLUMNS)])
 
 
-def pairs(run: Path, result: dict[str, Any]) -> pd.DataFrame:
+def pairs(cell: Cell) -> pd.DataFrame:
     """second - first on equal prompts and seeds, with the bootstrap interval of the difference."""
-    scores = pd.read_csv(run / "scores.csv")
-    by_label = dict(iter(scores.groupby("configuration", sort=False)))
+    by_label = dict(iter(cell.scores.groupby("configuration", sort=False)))
     rows = []
     for first, second in rivals(list(by_label)):
         a, b = by_label[first], by_label[second]
@@ -102,9 +155,8 @@ def pairs(run: Path, result: dict[str, Any]) -> pd.DataFrame:
             difference = b[metric].to_numpy(float) - a[metric].to_numpy(float)
             interval = bootstrap(difference[np.isfinite(difference)])
             rows.append((first, second, metric, interval.estimate, interval.low, interval.high, len(a)))
-    return _keyed(
-        pd.DataFrame(rows, columns=["first", "second", "metric", "difference", "low", "high", "prompts"]), result
-    )
+    columns = ["first", "second", "metric", "difference", "low", "high", "prompts"]
+    return cell.keyed(pd.DataFrame(rows, columns=columns))
 
 
 def rivals(labels: list[str]) -> list[tuple[str, str]]:
@@ -138,23 +190,21 @@ def provenance(found: list[dict[str, Any]]) -> str:
             **{name: surroundings[name] for name in ("device", "torch", "diffusers", "sources", "checkpoint")},
         }
         lines += [f"{name} = {json.dumps(value)}" for name, value in fields.items()]
-        lines.append(f"seconds = {sum(result['seconds'].values()):.0f}")
     return "\n".join(lines) + "\n"
 
 
-def pictures(result: dict[str, Any], columns: int = 6) -> bytes:
+def pictures(cell: Cell, columns: int = 6) -> bytes:
     """The same prompts and seeds through a choice of configurations."""
-    rows = {row["label"]: row for row in result["grid"]["rows"]}
     grid = [
         plots.GridRow(
             label=label,
-            remark=rows[label]["remark"],
-            images=[None if code is None else _decoded(code) for code in rows[label]["images"][:columns]],
+            remark=cell.grid[label]["remark"],
+            images=[None if code is None else _decoded(code) for code in cell.grid[label]["images"][:columns]],
         )
         for label in SHOWN
-        if label in rows
+        if label in cell.grid
     ]
-    return plots.image_grid(grid, result["grid"]["captions"][:columns])
+    return plots.image_grid(grid, cell.captions[:columns])
 
 
 def _decoded(code: str) -> "np.ndarray[Any, np.dtype[np.float32]]":
@@ -178,7 +228,8 @@ SHORT = (
     "fp4-w4a4+dynamic",
     "int4-w4a4+dynamic",
     "nvfp4",
-    "nvfp4+keep-edges adaround transform=hadamard",
+    "mxfp4+keep-edges low-rank",
+    "nvfp4+keep-edges low-rank",
 )
 
 
@@ -190,7 +241,8 @@ def write_tables() -> None:
     labels = list(dict.fromkeys(main_steps.configuration))
     _replace(ROOT / "docs" / "origin.md", "table", table(main_steps, labels))
     _replace(ROOT / "docs" / "origin.md", "steps", few_steps(frame))
-    _replace(ROOT / "README.md", "origin", table(main_steps, list(SHORT)))
+    plain = main_steps[~main_steps.pipeline.str.contains("outlier")]
+    _replace(ROOT / "README.md", "origin", table(plain, list(SHORT)))
 
 
 def _replace(path: Path, name: str, block: str) -> None:
