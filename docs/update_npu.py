@@ -126,7 +126,9 @@ def energy() -> str:
     for spec in ("bf16", "int8", "fp8", "nvfp4"):
         found = hwmodels.estimate(work, spec, "my-npu", mode="compiled", model="systolic")
         got = joules(found, "7nm")
-        parts = [f"{STEPS * value:.0f}" for value in (got.compute, got.vector, got.sram, got.dram, got.total)]
+        leaked = "not known" if got.leakage is None else f"{STEPS * got.leakage:.2g}"
+        parts = [f"{STEPS * value:.0f}" for value in (got.compute, got.vector, got.sram, got.dram)]
+        parts += [leaked, f"{STEPS * got.total:.0f}"]
         rows.append((spec, *parts, f"{got.movement:.0%}"))
     return table(("scheme", "array", "vector unit", "SRAM", "DRAM", "J per image", "data movement"), rows)
 
@@ -148,10 +150,13 @@ def constants() -> str:
         named = [(f"add {k}", v) for k, v in e.add.items()] + [(f"multiply {k}", v) for k, v in e.multiply.items()]
         named += [(f"SRAM {size.value / 1024:.0f} KiB", access) for size, access in e.sram]
         named += [(f"main memory {k}", v) for k, v in e.dram.items()]
-        scale = {"pJ": 1e12, "pJ/64bit": 8e12}
+        leaks = (("leakage of a NAND2", e.leakage.gate), ("leakage of a byte of SRAM", e.leakage.sram))
+        named += [(k, v) for k, v in leaks if v is not None]
+        scale = {"pJ": 1e12, "pJ/64bit": 8e12, "pW": 1e12, "nW": 1e9, "nW/byte": 1e9}
         for name, q in named:
             value = f"{q.value * scale[q.unit]:.4g} {q.unit}"
             rows.append((node, name, value, q.status + (f": {q.note}" if q.note else ""), e.sources[q.source].title))
+        rows += [(node, k, "not known", "-", "-") for k, v in leaks if v is None]
     return table(("node", "what", "value", "status", "source"), rows)
 
 

@@ -12,7 +12,8 @@
 | `tiling.py` | tiles that fit the memory, loop orders, and the main memory traffic they leave |
 | `vector.py` | work beside the array: norms, softmax, scales, widening, partial sums |
 | `model.py` | all of it for the kernels of a program; where the time goes |
-| `energy.py` | joules, by technology node; formats in equal silicon |
+| `energy.py` | joules, by technology node |
+| `gates.py` | gates of units; formats in equal silicon |
 | `scalesim/` | SCALE-Sim 3.0.0, reproduced |
 """
 
@@ -22,8 +23,8 @@ from .array import systolic as systolic
 from .energy import Energy as Energy
 from .energy import Joules as Joules
 from .energy import energies as energies
-from .energy import in_equal_area as in_equal_area
 from .energy import joules as joules
+from .gates import in_equal_area as in_equal_area
 from .model import SystolicTimes as SystolicTimes
 from .model import Utilisation as Utilisation
 from .model import explain as explain

@@ -1,41 +1,53 @@
-"""Joules: operations, memories and leakage by technology node, and formats in equal silicon.
+"""Joules: operations, memories and leakage by technology node.
 
 Each constant is a line of `hwmodels/energies/<node>.toml` with its source and whether it is published, derived or
 assumed.  A multiply-accumulate whose multiplication and addition are listed costs their sum.  Any other is derived:
-int8 into int32, scaled by the ratio of gate counts (`gates.toml`), as if energy followed area.  An access of the
+int8 into int32, scaled by the ratio of gate counts (`gates.py`), as if energy followed area.  An access of the
 scratchpad is interpolated between the listed sizes (log-log) and held at the largest beyond it; arrays of several MiB
 are banks, and no source says what the way to a bank costs.  A vector operation is taken as one float32 addition.
-Leakage is counted where the file has it; neither source does, and none is made up.
+
+Leakage is watts times the time an estimate takes: those of the whole device if the file has them; otherwise the cells
+of the array (a gate counts as one NAND2 of the node's library, the element as its largest mode) and the bytes of the
+memories, each where the node has a constant.  What it has none for is not known, and said so: nothing is made up.
 """
 
 from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fpsim.formats import BlockFormat
-from fpsim.formats import format as format_row
-
 from .._names import choose
 from ..device import Quantity, Source
+from .gates import element_gates, gates
+from .gates import gate_counts as gate_counts
+from .gates import in_equal_area as in_equal_area
 
 if TYPE_CHECKING:
     from ..device import Device
+    from ..device_file import Table
     from ..estimate import Estimate
 
 FOLDER = Path(__file__).parent.parent / "energies"
-GATES = Path(__file__).parent / "gates.toml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leakage:
+    """Watts of a whole device, of a gate (a NAND2) and of a byte of SRAM; None where no source has one."""
+
+    device: Quantity | None = None
+    gate: Quantity | None = None
+    sram: Quantity | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Energy:
-    """Constants of one technology node, in joules, joules per byte and bytes; leakage in watts per device, if known."""
+    """Constants of one technology node, in joules, joules per byte and bytes; leakage in watts, where known."""
 
     name: str
     title: str
@@ -44,7 +56,7 @@ class Energy:
     sram: tuple[tuple[Quantity, Quantity], ...]
     dram: Mapping[str, Quantity]
     sources: Mapping[str, Source]
-    leakage: Quantity | None = None
+    leakage: Leakage = Leakage()
 
     def mac(self, activation: str, weight: str, accumulator: str) -> tuple[float, str]:
         """(joules of one multiply-accumulate, how that is known).  ValueError if it cannot be derived either."""
@@ -76,18 +88,21 @@ class Energy:
 
 @dataclass(frozen=True, kw_only=True)
 class Joules:
-    """Where the energy of an estimate goes, in joules; notes say what is derived or unknown."""
+    """Where the energy of an estimate goes, in joules; notes say what is derived or unknown.
+
+    leakage: of what has a constant, None if nothing has; the total then goes without.
+    """
 
     compute: float
     vector: float
     sram: float
     dram: float
-    leakage: float
+    leakage: float | None
     notes: tuple[str, ...] = ()
 
     @property
     def total(self) -> float:
-        return self.compute + self.vector + self.sram + self.dram + self.leakage
+        return self.compute + self.vector + self.sram + self.dram + (self.leakage or 0.0)
 
     @property
     def movement(self) -> float:
@@ -138,7 +153,7 @@ def parse_energy(text: str, name: str) -> Energy:
         sram=tuple(sorted(memories, key=lambda pair: pair[0].value)),
         dram=quantities("dram", "energy"),
         sources=sources,
-        leakage=root.quantity("leakage", "power", sources),
+        leakage=_leakage(root, sources),
     )
     for group, needed in (("multiply", "int8"), ("add", "int32"), ("add", "f32")):
         if needed not in getattr(out, group):
@@ -147,42 +162,41 @@ def parse_energy(text: str, name: str) -> Energy:
     return out
 
 
-@lru_cache(maxsize=1)
-def gate_counts() -> Mapping[str, float]:
-    """Gates of one multiply-accumulate, "operand/accumulator" or "activation x weight/accumulator" -> count."""
-    data = tomllib.loads(GATES.read_text(encoding="utf-8"))
-    return {
-        key: float(value)
-        for table in ("integer", "fixed", "float")
-        for key, value in data[table].items()
-        if key != "source"
-    }
+def _leakage(root: Table, sources: Mapping[str, Source]) -> Leakage:
+    table = root.table("leakage")
+    if table is None:
+        return Leakage()
+    found = Leakage(
+        device=table.quantity("device", "power", sources),
+        gate=table.quantity("gate", "power", sources),
+        sram=table.quantity("sram", "power per byte", sources),
+    )
+    table.done()
+    return found
 
 
-def _element(name: str) -> str:
-    row = format_row(name)
-    return row.element.name if isinstance(row, BlockFormat) else row.name
+def leaking(constants: Energy, device: Device) -> tuple[float | None, str]:
+    """(watts that `device` leaks, how that is known and what is not); None if nothing is known."""
+    from .array import systolic
 
-
-def gates(activation: str, weight: str, accumulator: str, counts: Mapping[str, float] | None = None) -> float:
-    """Gates of one multiply-accumulate; block formats count as their elements.  ValueError lists what is known."""
-    known = counts or gate_counts()
-    a, w = _element(activation), _element(weight)
-    for pair in [a] if a == w else [f"{a} x {w}", f"{w} x {a}"]:
-        if f"{pair}/{accumulator}" in known:
-            return known[f"{pair}/{accumulator}"]
-    raise ValueError(f"no gate count for {a} x {w} into {accumulator} (known: {', '.join(sorted(known))})")
-
-
-def in_equal_area(
-    reference: tuple[str, str, str], units: Sequence[tuple[str, str, str]], counts: Mapping[str, float] | None = None
-) -> dict[tuple[str, str, str], float]:
-    """How many units of each kind fit in the area of one `reference`: (activation, weight, accumulator) each.
-
-    counts: gate counts of your own, keyed as in `gate_counts`; by default the shipped ones.
-    """
-    area = gates(*reference, counts)
-    return {unit: area / gates(*unit, counts) for unit in units}
+    known = constants.leakage
+    if known.device is not None:
+        return known.device.value, f"leakage: {known.device.value:.3g} W, as the device states"
+    array, rates = systolic(device), tuple(device.rates.values())
+    element = element_gates(rates, [array.packing(rate) for rate in rates])
+    parts: list[float] = []
+    said: list[str] = []
+    if known.gate is None or element is None:
+        said.append(f"that of the array is not known at {constants.name}")
+    else:
+        parts.append(array.elements * element * known.gate.value)
+        said.append(f"the array {parts[-1]:.3g} W ({array.elements:,} elements of {element:,.0f} gates)")
+    if known.sram is None:
+        said.append(f"that of the memories is not known at {constants.name}")
+    else:
+        parts.append((array.scratchpad + array.accumulators) * known.sram.value)
+        said.append(f"the memories {parts[-1]:.3g} W")
+    return (sum(parts) if parts else None), "leakage: " + ", ".join(said)
 
 
 def joules(estimate: Estimate, node: str | Energy, device: Device | None = None, dram: str = "") -> Joules:
@@ -212,14 +226,13 @@ def joules(estimate: Estimate, node: str | Energy, device: Device | None = None,
             note = f"{rate.activation} x {rate.weight} + {rate.accumulator}: {each * 1e12:.3g} pJ per MAC, {known}"
             if note not in notes:
                 notes.append(note)
-    leakage = constants.leakage.value * estimate.time_s if constants.leakage else 0.0
-    if not constants.leakage:
-        notes.append(f"{constants.name}: leakage is not in its sources and not counted")
+    watts, note = leaking(constants, dev)
+    notes.append(note)
     return Joules(
         compute=compute,
         vector=found.vector_ops * constants.add["f32"].value,
         sram=found.sram_bytes * constants.sram_byte(systolic(dev).scratchpad),
         dram=found.dram_bytes * constants.dram_byte(dram or dev.dram.technology),
-        leakage=leakage,
+        leakage=None if watts is None else watts * estimate.time_s,
         notes=tuple(notes),
     )

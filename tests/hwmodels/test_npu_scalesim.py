@@ -145,7 +145,8 @@ def _asked(schedule, operand, column, row):
         if not ifmap:
             return window * layer.n + number
         y, x = (part * layer.stride for part in divmod(pixel, layer.outputs[1]))
-        dy, dx, channel = np.unravel_index(window, (layer.kernel_height, layer.kernel_width, layer.channels))
+        rest, channel = divmod(window, layer.channels)
+        dy, dx = divmod(rest, layer.kernel_width)
         inside = y + dy < layer.height and x + dx < layer.width
         return ((y + dy) * layer.width + x + dx) * layer.channels + channel if inside else -1
 
