@@ -53,9 +53,10 @@ class Cluster:
     def __init__(self, where: Where, count: int, directory: Path) -> None:
         self.where, self.count, self.directory = where, count, directory.resolve()
         self._stack = contextlib.ExitStack()
+        self._parallel: Any = None
 
     def __enter__(self) -> Cluster:
-        {"dask": _dask, "ray": _ray}[self.where.backend](self.where.address, self.count, self._stack)
+        self._parallel = self._stack.enter_context(joined(self.where, self.count))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,14 +69,28 @@ class Cluster:
         """
         import joblib
 
-        # Tasks are long: no batching, and all of them handed over, so that the backend fills free workers itself.
         work = (joblib.delayed(perform)(str(self.directory), index, task) for index, task in enumerate(tasks))
-        with joblib.parallel_config(backend=self.where.backend, n_jobs=-1 if self.where.address else self.count):
-            # Ray's backend gives results only when all are there: no progress, the pictures are written all the same.
-            order = "list" if self.where.backend == "ray" else "generator_unordered"
-            parallel = joblib.Parallel(batch_size=1, pre_dispatch="all", return_as=order)
-            for index in parallel(work):
-                yield index, {"done": True}
+        for index in self._parallel(work):
+            yield index, {"done": True}
+
+
+@contextlib.contextmanager
+def joined(where: Where, count: int) -> Iterator[Any]:
+    """joblib's Parallel with `count` processes of this machine, or on a cluster, giving results as they come.
+
+    Raises ValueError for an address that does not answer, ModuleNotFoundError without the backend's package.
+    """
+    import joblib
+
+    with contextlib.ExitStack() as stack:
+        backend = "loky" if where.backend == "local" else where.backend
+        if where.backend != "local":
+            {"dask": _dask, "ray": _ray}[where.backend](where.address, count, stack)
+        stack.enter_context(joblib.parallel_config(backend=backend, n_jobs=-1 if where.address else count))
+        # Tasks are long: no batching, and all of them handed over, so that the backend fills free workers itself.
+        # Ray's backend gives results only when all are there: no progress.
+        order = "list" if where.backend == "ray" else "generator_unordered"
+        yield joblib.Parallel(batch_size=1, pre_dispatch="all", return_as=order)
 
 
 def perform(directory: str, index: int, task: dict[str, Any]) -> int:

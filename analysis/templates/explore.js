@@ -1,56 +1,5 @@
-"use strict";
-// Three comforts on top of a page that is complete without them: tables that sort, a plot that answers, pictures that
-// show their difference. Nothing is loaded from anywhere.
-document.documentElement.classList.add("script");
-
-// --- tables: a click on a column head sorts, a second one turns the order round ---------------------------------------
-for (const table of document.querySelectorAll("table.sortable")) {
-  const body = table.tBodies[0];
-  [...table.tHead.rows[0].cells].forEach((head, column) => {
-    const button = document.createElement("button");
-    button.append(...head.childNodes);
-    head.append(button);
-    button.addEventListener("click", () => {
-      const down = head.getAttribute("aria-sort") !== "descending";
-      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-      head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const rows = [...body.rows].map((row) => {
-        const cell = row.cells[column];
-        const number = cell.dataset.value === undefined ? NaN : parseFloat(cell.dataset.value);
-        return { row, number, text: cell.textContent.trim() };
-      });
-      rows.sort((a, b) => {
-        if (isNaN(a.number) !== isNaN(b.number)) return isNaN(a.number) ? 1 : -1; // what has no number stays last
-        const order = isNaN(a.number) ? a.text.localeCompare(b.text) : a.number - b.number;
-        return down ? -order : order;
-      });
-      body.append(...rows.map((entry) => entry.row));
-    });
-  });
-}
-
-// --- the plot ---------------------------------------------------------------------------------------------------------
+// --- the plot: quality against cost -----------------------------------------------------------------------------------
 const data = JSON.parse(document.getElementById("data").textContent);
-const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8c6d31"];
-const SVG = "http://www.w3.org/2000/svg";
-const W = 760, H = 430, LEFT = 62, RIGHT = 24, TOP = 20, BOTTOM = 48;
-
-function make(name, attributes, ...children) {
-  const element = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.append(...children);
-  return element;
-}
-
-function ticks(low, high, count) {
-  const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= raw);
-  const found = [];
-  for (let tick = Math.ceil(low / step - 1e-9) * step; tick <= high + step * 1e-9; tick += step) found.push(+tick.toPrecision(12));
-  return found;
-}
-
-const short = (value) => (value === 0 ? "0" : Math.abs(value) >= 1e5 || Math.abs(value) < 1e-3 ? value.toExponential(1) : String(+value.toPrecision(3)));
 
 function draw(box) {
   const choice = Object.fromEntries([...box.querySelectorAll("select")].map((select) => [select.name, select.value]));
@@ -156,43 +105,4 @@ function tell(box, p, choice, quality, cost) {
 for (const box of document.querySelectorAll(".explore")) {
   box.addEventListener("change", () => draw(box));
   draw(box);
-}
-
-// --- pictures: the difference to full precision, enlarged ---------------------------------------------------------------
-function pixels(image) {
-  const canvas = document.createElement("canvas");
-  canvas.width = image.naturalWidth;
-  canvas.height = image.naturalHeight;
-  const context = canvas.getContext("2d");
-  context.drawImage(image, 0, 0);
-  return { canvas, context, image: context.getImageData(0, 0, canvas.width, canvas.height) };
-}
-
-const gain = document.getElementById("difference");
-if (gain) {
-  gain.addEventListener("change", () => {
-    const rows = [...document.querySelectorAll("table.grid tbody tr")];
-    const reference = [...rows[0].querySelectorAll("img")];
-    const plain = reference.map((image) => pixels(image).image);
-    for (const row of rows.slice(1)) {
-      [...row.cells].slice(1).forEach((cell, column) => {
-        const image = cell.querySelector("img");
-        if (!image) return;
-        image.dataset.plain ||= image.src;
-        if (gain.value === "0") {
-          image.src = image.dataset.plain;
-          return;
-        }
-        const source = new Image();
-        source.onload = () => {
-          const found = pixels(source);
-          const values = found.image.data;
-          for (let i = 0; i < values.length; i++) if (i % 4 !== 3) values[i] = Math.min(255, Math.abs(values[i] - plain[column].data[i]) * +gain.value);
-          found.context.putImageData(found.image, 0, 0);
-          image.src = found.canvas.toDataURL();
-        };
-        source.src = image.dataset.plain;
-      });
-    }
-  });
 }
