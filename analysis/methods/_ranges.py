@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 Ranges = Literal["max-abs", "tensor-error", "output-error"]
 
 _ROWS = 256  # input rows that the output error of an activation range is measured on
+#: Bits from which on a searched range of activations holds everything that calibration saw. A search goes by a sample,
+#: and clipping trades a few large errors for many small ones. With 8 bits there is little to win and much to lose: on
+#: the embedded transformer, FP8 per tensor, a sample of the latents ended at 2.9 where others reach 6.3, and the clip
+#: chosen by it cost 12 dB at the denoiser's output; clipping in all layers saves 0.9 dB of their inputs' errors.
+_WHOLE_BITS = 8
 _HISTOGRAM = 1 << 16  # values of a tensor with one scale above which a histogram stands for them
 
 
@@ -149,11 +154,12 @@ def of_activation(
             ),
         )
         return chosen, None
+    keep = (low, high) if rows_of[0].bits >= _WHOLE_BITS else None
     if ranges == "output-error":
-        found = search.best_split(rows[:_ROWS], rows_of, gram=weight.T @ weight, shared=True, quick=True)
+        found = search.best_split(rows[:_ROWS], rows_of, gram=weight.T @ weight, shared=True, quick=True, keep=keep)
     else:
         centres, counts = search.histogram(rows)
-        found = search.best_split(centres[None], rows_of, counts=counts, quick=True)
+        found = search.best_split(centres[None], rows_of, counts=counts, quick=True, keep=keep)
     chosen = replace(quantizer, format=found.format.name, one_sided=None)
     step = found.scales.step[0]
     if quantizer.steps == 1:

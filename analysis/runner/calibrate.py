@@ -4,8 +4,8 @@ The pipeline makes a few images while hooks watch the input of every Linear and 
 call runs the denoiser over the whole trajectory, with the conditional and the unconditional half of guidance in one
 batch or one after the other; both are seen. What is kept is the lowest and highest value per layer and per timestep,
 two floats each: the memory does not grow with prompts or image size, and ranges for any grouping of timesteps follow.
-Also kept is where two tensors were joined along the channels before a layer or a residual block saw them (the skip
-connections of a U-Net): their halves may deserve scales of their own.
+Padding tokens do not count (`padding`). Also kept is where two tensors were joined along the channels before a layer or
+a residual block saw them (the skip connections of a U-Net): their halves may deserve scales of their own.
 """
 
 import itertools
@@ -19,6 +19,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from analysis.runner.load import denoiser_name
+from analysis.runner.padding import unpadded
 from analysis.runner.sample import Progress, call, check
 
 if TYPE_CHECKING:
@@ -129,9 +130,10 @@ def calibrate(
         begin = len(found.captions)
     for start in range(begin, len(captions), batch_size):
         stop = min(start + batch_size, len(captions))
-        watch = _Watch(getattr(pipe, denoiser_name(pipe)))
+        denoiser = getattr(pipe, denoiser_name(pipe))
+        watch = _Watch(denoiser)
         try:
-            with watch:
+            with watch, unpadded(denoiser):
                 call(pipe, captions[start:stop], seeds[start:stop], steps, guidance, output="latent")
         finally:
             watch.remove()

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from analysis.runner.calibrate import Calibration, calibrate
 from analysis.runner.load import denoiser_name
+from analysis.runner.padding import unpadded
 from analysis.runner.quantize import replaced, with_denoiser
 from analysis.runner.sample import call
 from analysis.runner.statistics import Statistics, draw
@@ -249,9 +250,10 @@ def _inputs(pipe: "DiffusionPipeline", seen: Calibration, layers: "Mapping[str, 
 
     handles = [layer.module.register_forward_pre_hook(hook(path)) for path, layer in layers.items()]
     try:
-        for start in starts:
-            part = slice(start, start + BATCH)
-            call(pipe, seen.captions[part], seen.seeds[part], seen.steps, seen.guidance, output="latent")
+        with unpadded(getattr(pipe, denoiser_name(pipe))):
+            for start in starts:
+                part = slice(start, start + BATCH)
+                call(pipe, seen.captions[part], seen.seeds[part], seen.steps, seen.guidance, output="latent")
     finally:
         for handle in handles:
             handle.remove()

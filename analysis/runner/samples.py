@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.runner.calibrate import Calibration
 from analysis.runner.load import denoiser_name
+from analysis.runner.padding import unpadded
 from analysis.runner.sample import call
 
 if TYPE_CHECKING:
@@ -67,10 +68,11 @@ def collect(
 
     handle = denoiser.register_forward_hook(keep, with_kwargs=True)
     try:
-        for start in range(0, len(captions), BATCH):
-            part = slice(start, start + BATCH)
-            batch = len(captions[part])
-            call(pipe, captions[part], seeds[part], calibration.steps, calibration.guidance, output="latent")
+        with unpadded(denoiser):
+            for start in range(0, len(captions), BATCH):
+                part = slice(start, start + BATCH)
+                batch = len(captions[part])
+                call(pipe, captions[part], seeds[part], calibration.steps, calibration.guidance, output="latent")
     finally:
         handle.remove()
     return tuple(kept)

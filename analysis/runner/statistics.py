@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.methods import Layer
 from analysis.runner.calibrate import Calibration
 from analysis.runner.load import denoiser_name
+from analysis.runner.padding import unpadded
 from analysis.runner.sample import call
 
 if TYPE_CHECKING:
@@ -123,16 +124,17 @@ def _one_pass(
     taps = {layer.path: Tap(layer, rows[layer.path], calls, seed + i) for i, layer in enumerate(layers)}
     handles = [layer.module.register_forward_pre_hook(taps[layer.path]) for layer in layers]
     try:
-        for start in range(0, count, BATCH):
-            part = slice(start, start + BATCH)
-            call(
-                pipe,
-                calibration.captions[part],
-                calibration.seeds[part],
-                calibration.steps,
-                calibration.guidance,
-                output="latent",
-            )
+        with unpadded(getattr(pipe, denoiser_name(pipe))):
+            for start in range(0, count, BATCH):
+                part = slice(start, start + BATCH)
+                call(
+                    pipe,
+                    calibration.captions[part],
+                    calibration.seeds[part],
+                    calibration.steps,
+                    calibration.guidance,
+                    output="latent",
+                )
     finally:
         for handle in handles:
             handle.remove()

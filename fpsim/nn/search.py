@@ -51,6 +51,7 @@ def best_clip(
     counts: Tensor | None = None,
     shared: bool = False,
     quick: bool = False,
+    keep: tuple[float, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The clip value of each group (row) of `groups` with the least squared error, and that error; signed formats.
 
@@ -59,19 +60,25 @@ def best_clip(
     counts : (n,) how often each value occurs, for groups that are histograms (`histogram`)
     shared : one clip value for all rows
     quick  : 13 points, two per octave, then 14 around each group's best, instead of 97
+    keep   : a range that is not to be clipped, nor is what `groups` holds: only clip values beyond are tried
     Returns two tensors (groups,), or (1,) if shared. A group of zeros gets the clip value 0.
     """
     amax = groups.abs().amax(1, keepdim=True)
     if shared:
         amax = amax.amax(0, keepdim=True)
+    least = torch.zeros_like(amax)
+    if keep is not None:
+        least = amax = amax.clamp(min=max(-keep[0], keep[1]))
     trial = _Trial(groups, row, gram, counts, shared)
     best, clip = torch.full_like(amax, torch.inf), amax
     for ratio in clip_ratios(2 if quick else POINTS).tolist():
+        if keep is not None and ratio < 1:
+            continue
         best, clip = _better(best, clip, trial.error(-amax * ratio, amax * ratio), amax * ratio)
     if quick:
         centre = clip
         for sixteenths in _AROUND:
-            near = centre * 2.0 ** (sixteenths / POINTS)
+            near = (centre * 2.0 ** (sixteenths / POINTS)).maximum(least)
             best, clip = _better(best, clip, trial.error(-near, near), near)
     return clip.squeeze(1), best.squeeze(1)
 
@@ -83,24 +90,31 @@ def best_range(
     gram: Tensor | None = None,
     counts: Tensor | None = None,
     shared: bool = False,
+    keep: tuple[float, float] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(low, high, error): the two ends of each group for an unsigned format; arguments as for `best_clip`."""
     low, high = groups.amin(1, keepdim=True).clamp(max=0), groups.amax(1, keepdim=True).clamp(min=0)
     if shared:
         low, high = low.amin(0, keepdim=True), high.amax(0, keepdim=True)
+    least = torch.zeros_like(high)
+    if keep is not None:
+        low, high = low.clamp(max=keep[0]), high.clamp(min=keep[1])
+        least = high
     trial = _Trial(groups, row, gram, counts, shared)
     best, ratio = torch.full_like(high, torch.inf), torch.ones_like(high)
     for candidate in clip_ratios(2).tolist():
+        if keep is not None and candidate < 1:
+            continue
         both = torch.full_like(high, candidate)
         best, ratio = _better(best, ratio, trial.error(low * both.clamp(max=1), high * both), both)
     top, bottom = high * ratio, low * ratio.clamp(max=1)
     for _ in range(2):
-        for eighths in range(9):
+        for eighths in range(9 if keep is None else 0):
             lower = low * (eighths / 8)
             best, bottom = _better(best, bottom, trial.error(lower, top), lower)
         centre = top
         for sixteenths in _AROUND:
-            near = centre * 2.0 ** (sixteenths / POINTS)
+            near = (centre * 2.0 ** (sixteenths / POINTS)).maximum(least)
             best, top = _better(best, top, trial.error(bottom, near), near)
     return bottom.squeeze(1), top.squeeze(1), best.squeeze(1)
 
@@ -168,14 +182,15 @@ def best_split(
     counts: Tensor | None = None,
     shared: bool = False,
     quick: bool = False,
+    keep: tuple[float, float] | None = None,
 ) -> Found:
     """The one format for all groups with the least total error, each group at its own best ends."""
     found = []
     for row in rows:
         if row.signed:
-            clip, error = best_clip(groups, row, gram=gram, counts=counts, shared=shared, quick=quick)
+            clip, error = best_clip(groups, row, gram=gram, counts=counts, shared=shared, quick=quick, keep=keep)
             low, high = -clip, clip
         else:
-            low, high, error = best_range(groups, row, gram=gram, counts=counts, shared=shared)
+            low, high, error = best_range(groups, row, gram=gram, counts=counts, shared=shared, keep=keep)
         found.append(Found(format=row, scales=scaling.from_range(low, high, row), error=error))
     return min(found, key=lambda one: float(one.error.sum()))
