@@ -241,7 +241,7 @@ def _exponent_codes(amax: Array, row: BlockFormat, rule: str) -> Array:
         words = words + (1 << (22 - row.element.mantissa_bits))
     field = words >> 23
     if rule in ("ceil", "rceil"):
-        field = field + ((words & 0x7FFFFF) != 0)
+        field = field + ((words & 0x7FFFFF) > np.where(field, 0, 0x400000))  # a subnormal up to 2**-127 needs no more
     codes = np.clip(field - emax, 0, 254).astype(np.uint8)
     codes[~finite] = 255
     return codes

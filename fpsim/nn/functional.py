@@ -263,7 +263,7 @@ def _power_codes(amax: Tensor, lost: Tensor, row: BlockFormat) -> list[Tensor]:
         words = words + (1 << (22 - row.element.mantissa_bits))
     field = words >> 23
     if row.rule in ("ceil", "rceil"):
-        field = field + ((words & 0x7FFFFF) != 0)
+        field = field + ((words & 0x7FFFFF) > torch.where(field > 0, 0, 0x400000))  # a subnormal up to 2**-127: no more
     field = (field - top).clamp_(0, 254)
     around = (0, -1, 1) if row.rule == "mse" else (0,)
     return [(field + by).clamp_(0, 254).masked_fill_(lost, 255).to(torch.uint8) for by in around]

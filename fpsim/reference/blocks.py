@@ -4,11 +4,11 @@ Operations that the definitions make in float32 are exact quotients and products
 is what an IEEE machine does. Values are finite here; what NaN and Inf do is one sentence in `fpsim.blocks`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from fpsim.formats import BlockFormat, Format
+from fpsim.formats import BlockFormat, Format, ScaleRule
 from fpsim.reference.numbers import Number, decode, encode, floor_log2
 
 
@@ -53,21 +53,42 @@ def encode_block(values: Sequence[Number], row: BlockFormat, tensor: Fraction = 
     """One block of finite float32 values (of all rows of a 2-D block) in `row`, by the format's own rule."""
     exact = [v.value for v in values]
     amax = max((abs(v) for v in exact), default=Fraction(0))
-    if row.rule == "floor":
-        emax = floor_log2(Fraction(row.element.max))
-        shared = -127 if amax == 0 else max(floor_log2(amax) - emax, -127)
-        return _at_scale(values, row, shared + 127, tensor)
     if row.rule == "range":
         return _asymmetric(values, row)
-    tops = [row.element.max_code]
-    if row.rule == "four-over-six":
-        tops.append(row.element.max_code - 1)
-    tried = []
-    for code in tops:
-        top = decode(code, row.element).value
-        ratio = rounded(rounded(amax / top, "f32") / tensor, "f32")
-        tried.append(_at_scale(values, row, encode(number(ratio), row.scale), tensor))
+    if row.rule in _POWERS:
+        shared = _POWERS[row.rule](amax, row.element) if amax else -127
+        around = (0, -1, 1) if row.rule == "mse" else (0,)
+        held = min(max(shared, -127), 127)
+        scales = [min(max(held + by, -127), 127) + 127 for by in around]
+    else:
+        tops = [row.element.max_code, row.element.max_code - 1][: 2 if row.rule == "four-over-six" else 1]
+        ratios = [rounded(rounded(amax / decode(code, row.element).value, "f32") / tensor, "f32") for code in tops]
+        scales = [encode(number(ratio), row.scale) for ratio in ratios]
+    tried = [_at_scale(values, row, scale, tensor) for scale in scales]
     return min(tried, key=lambda block: sum((v - w) ** 2 for v, w in zip(exact, block.values, strict=True)))
+
+
+def _floor(amax: Fraction, element: Format) -> int:
+    return floor_log2(amax) - floor_log2(Fraction(element.max))
+
+
+def _even(amax: Fraction, element: Format) -> int:
+    """Half a unit of the element's last place on top, in the binade of amax (that of subnormals is the last one)."""
+    return _floor(amax + Fraction(2) ** (max(floor_log2(amax), -126) - element.mantissa_bits - 1), element)
+
+
+def _ceil_log2(x: Fraction) -> int:
+    return -floor_log2(1 / x)
+
+
+#: Rule -> exponent of the scale for a largest magnitude that is not 0.
+_POWERS: Mapping[ScaleRule, Callable[[Fraction, Format], int]] = {
+    "floor": _floor,
+    "mse": _floor,
+    "even": _even,
+    "ceil": lambda amax, element: _ceil_log2(amax) - floor_log2(Fraction(element.max)),
+    "rceil": lambda amax, element: _ceil_log2(rounded(amax / Fraction(element.max), "f32") or Fraction(2) ** -149),
+}
 
 
 def _at_scale(values: Sequence[Number], row: BlockFormat, scale: int, tensor: Fraction) -> Block:

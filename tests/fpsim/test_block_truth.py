@@ -1,6 +1,8 @@
 """Every block format against the reference: codes, scales, zero points, values; and the one-pass road against both."""
 
+from dataclasses import replace
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import pytest
@@ -9,13 +11,18 @@ from hypothesis import strategies as st
 
 import fpsim
 from fpsim import blocks
-from fpsim.formats import FORMATS, BlockFormat
+from fpsim.formats import FORMATS, BlockFormat, alike
 from fpsim.reference import blocks as truth
 from fpsim.reference import decode
 from tests.strategies import assert_same_bits, bits
 
 ROWS = [name for name, row in FORMATS.items() if isinstance(row, BlockFormat)]
 FAMILY = ["bfp6-b24", "int3-g128", "e2m1-g32-bf16", "uint8-g48-f32", "ue2m2-g32", "int4-g32-bf16", "e4m3fnuz-g32-f32"]
+#: rules in place of a format's own
+RULED = [
+    *(replace(blocks.block_format(n), rule=r) for n in ("mxfp4", "mxint8") for r in alike("floor") if r != "floor"),
+    replace(blocks.block_format("nvfp4"), rule="four-over-six"),
+]
 
 
 def tensor(row: BlockFormat, kind: str) -> np.ndarray:
@@ -45,9 +52,16 @@ def numbers(x: np.ndarray) -> list[object]:
     return [decode(int(c), "f32") for c in bits(x.reshape(-1))]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [*ROWS, *FAMILY])
-def test_codes_scales_and_values_equal_the_reference(name: str, kind: str) -> None:
+def title(row: str | BlockFormat) -> str:
+    return row if isinstance(row, str) else f"{row.name}-{row.rule}"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*product([*ROWS, *FAMILY], KINDS), *product(RULED, ("halves", "tiny"))],
+    ids=lambda value: value if isinstance(value, str) else title(value),
+)
+def test_codes_scales_and_values_equal_the_reference(name: str | BlockFormat, kind: str) -> None:
     row = blocks.block_format(name)
     x = tensor(row, kind)[:, : row.block * (3 if row.block < 64 else 2)]
     got = blocks.encode(x, row)
@@ -66,8 +80,8 @@ def test_codes_scales_and_values_equal_the_reference(name: str, kind: str) -> No
                 assert got.zero_points[top, start // row.block] == want.zero_point, where
 
 
-@pytest.mark.parametrize("name", [*ROWS, *FAMILY])
-def test_one_pass_equals_encode_then_decode(name: str) -> None:
+@pytest.mark.parametrize("name", [*ROWS, *FAMILY, *RULED], ids=title)
+def test_one_pass_equals_encode_then_decode(name: str | BlockFormat) -> None:
     row = blocks.block_format(name)
     for kind in KINDS:
         x = np.concatenate([tensor(row, kind), tensor(row, "normal")])[:, : 2 * row.block + 5]
