@@ -13,6 +13,7 @@ from pathlib import Path
 from analysis.accumulators import Candidate, Found, Row, Study
 from analysis.accumulators.cost import costs
 from analysis.accumulators.plot import draw
+from analysis.accumulators.registers import Register
 from analysis.store import read_json
 
 PAGE = Path(__file__).with_name("accumulators.md")
@@ -29,12 +30,20 @@ def rows_of(folders: list[Path]) -> list[list[Row]]:
             found[re.sub(r"trained=\S+", "trained", rows[0].method), rows[0].accumulator] = rows
     priced = []
     for rows in found.values():
-        inner, _, _ = rows[0].accumulator.partition(" per ")
-        unit = costs(Candidate(accumulator=inner), rows[0].a, rows[0].b)
+        unit = costs(_candidate(rows[0].accumulator), rows[0].a, rows[0].b)
         priced.append([unit.added(row) for row in rows])
     order = list(METHODS)
     return sorted(priced, key=lambda rows: (order.index(rows[0].method.split()[0]), rows[0].method.count("trained"),
                                             rows[0].bits or 0, rows[0].accumulator))  # fmt: skip
+
+
+def _candidate(label: str) -> Candidate:
+    """What a row's label says: an accumulator in words, or a register in two levels."""
+    tiles = re.fullmatch(r"int(\d+) per (\d+) in int(\d+)", label)
+    if not tiles:
+        return Candidate(accumulator=label)
+    bits, tile, outer = map(int, tiles.groups())
+    return Candidate(register=Register(bits=bits, tile=tile, outer=outer))
 
 
 def line(row: Row) -> str:

@@ -3,14 +3,19 @@
 Gates come from `hwmodels.rtl`, which generates the unit and counts it (the table that ships, or Yosys where it is
 installed). Energy follows gates, from the published energy of an int8 product and an int32 addition at 7 nm. A unit
 that cannot be counted here has no cost, and a note says why.
+
+A register in two levels is two adders: the outer one is there once per unit and works once per tile. An integer one is
+a ripple of full adders; a float one is counted as the unit that adds FP4 products (a multiplier of 19 gates) into that
+format. Registers are counted on neither side.
 """
 
 from dataclasses import dataclass, replace
 
 from analysis.accumulators import Candidate, Row
 from analysis.silicon import counted
-from fpsim.accumulators import IntegerAccumulator, Promoted
+from fpsim.accumulators import IntegerAccumulator, Promoted, SequentialFma
 from fpsim.formats import scalar_format
+from fpsim.spec import MatmulSpec
 
 WIDE = IntegerAccumulator(32)
 
@@ -42,14 +47,25 @@ def _saved(one: float | None, other: float | None) -> float | None:
 
 def costs(candidate: Candidate, a: str, b: str) -> UnitCost:
     """The unit of a candidate for codes in the formats a and b."""
-    kind, notes = candidate.kind, []
-    if isinstance(kind, Promoted):
-        kind = kind.inner
-        notes.append("tiles: gates are those of the inner accumulator; the outer adder works once per tile")
+    kind = candidate.kind
     whole = all(scalar_format(name).kind == "int" for name in (a, b))
     try:
-        gates, energy = counted(a, b, kind)
+        gates, energy = _two_levels(kind, a, b) if isinstance(kind, Promoted) else counted(a, b, kind)
         wide = counted(a, b, WIDE) if whole else (None, None)
     except ValueError as error:
-        return UnitCost(notes=(*notes, f"{candidate.words}: no gate count, {error}"))
-    return UnitCost(gates=gates, energy=energy, wide_gates=wide[0], wide_energy=wide[1], notes=tuple(notes))
+        return UnitCost(notes=(f"{candidate.words}: no gate count, {error}",))
+    return UnitCost(gates=gates, energy=energy, wide_gates=wide[0], wide_energy=wide[1])
+
+
+def _two_levels(kind: Promoted, a: str, b: str) -> tuple[float, float]:
+    """(gates, joules) per product of an inner accumulator and of the sum around it, which works once per tile."""
+    from hwmodels import rtl
+    from hwmodels.npu.gates import adder_gates
+
+    gates, energy = counted(a, b, kind.inner)
+    terms = rtl.gates(MatmulSpec(a, b, kind.inner)).terms  # products that share the outer adder
+    if kind.outer is None:
+        outer, _ = counted("e2m1", "e2m1", SequentialFma(kind.output))
+    else:
+        outer = adder_gates(kind.outer.bits, kind.outer.overflow == "saturate")
+    return gates + outer / terms, energy * (1 + outer / gates / kind.every)

@@ -12,7 +12,7 @@ from tiny_pipelines import dit_pipeline, unet_pipeline
 import analysis
 import fpsim
 from analysis.accumulators import ALL, Candidate, Found, Row, Study, grid, study
-from analysis.accumulators.cost import costs
+from analysis.accumulators.cost import _two_levels, costs
 from analysis.accumulators.partial_sums import (
     adversary,
     beyond,
@@ -36,9 +36,9 @@ from analysis.pricing import price
 from analysis.registry import workload
 from analysis.runner import calibrate
 from analysis.runner.quantize import engine_for
-from analysis.silicon import spelled
+from analysis.silicon import counted, spelled
 from fpsim import counts
-from fpsim.accumulators import IntegerAccumulator
+from fpsim.accumulators import IntegerAccumulator, Promoted, SequentialFma
 from fpsim.nn import counting
 from fpsim.nn.layer import QuantizedLayer
 
@@ -235,6 +235,25 @@ def test_a_narrow_register_costs_less_and_one_without_a_circuit_nothing_known() 
     tree = costs(Candidate(accumulator="PairwiseTree:terms=4"), "e4m3", "e4m3")
     assert tree.gates is None
     assert "trees" in tree.notes[0]
+
+
+def test_two_levels_are_two_adders_and_the_outer_one_works_once_per_tile() -> None:
+    inner, tiles = (
+        costs(Candidate(register=register), "int8", "int8")
+        for register in (Register(bits=16), Register(bits=16, tile=64, outer=24))
+    )
+    assert inner.gates is not None and inner.energy is not None  # noqa: PT018
+    adder = 5 * 24 - 6  # full adders of five gates, no carry into the first and none out of the last
+    assert tiles.gates == inner.gates + adder
+    assert tiles.energy == pytest.approx(inner.energy * (1 + adder / inner.gates / 64))
+    overflowing = Promoted(IntegerAccumulator(16, "saturate"), 64, outer=IntegerAccumulator(24, "saturate"))
+    clamped, _ = _two_levels(overflowing, "int8", "int8")
+    assert clamped > counted("int8", "int8", overflowing.inner)[0] + adder
+    chain, _ = _two_levels(Promoted(SequentialFma("f16"), 32), "e4m3", "e4m3")
+    assert chain == counted("e4m3", "e4m3", SequentialFma("f16"))[0] + counted("e2m1", "e2m1", SequentialFma("f32"))[0]
+    step = fpsim.engine("ada/mma", "e4m3").accumulator
+    shared, _ = _two_levels(Promoted(step, 128), "e4m3", "e4m3")
+    assert shared == counted("e4m3", "e4m3", step)[0] + counted("e2m1", "e2m1", SequentialFma("f32"))[0] / 16
 
 
 def _row(accumulator: str, bits: int | None, layer: str = ALL, psnr: float | None = None) -> Row:
