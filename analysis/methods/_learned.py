@@ -102,7 +102,7 @@ def learn(
     inputs = [
         _Input(one, path, part, index, axes.learn_steps) for one in prepared for index, part in enumerate(one.parts)
     ]
-    inputs = [one for one in inputs if one.part.activation is not None or one.one.transform is not None]
+    inputs = [entry for entry in inputs if entry.matters]
     trained = [one.log_step for one in inputs if one.log_step is not None]
     biases = dict(_biases(prepared, path)) if budget.bias_rate else {}
     if not variables and not trained and not biases:
@@ -167,16 +167,13 @@ def _biases(prepared: Sequence[Prepared], unit: str) -> Iterator[tuple[str, Tens
 
 
 def _effective(one: Prepared, rounded: Tensor | None) -> Tensor:
-    """The weight that the layer multiplies by: values on the grid plus what a side branch has."""
-    if rounded is None:
-        pieces = [
-            scaling.fake_quantize(one.values[:, part.start : part.stop], part.weight, part.scales, 1)
-            for part in one.parts
-        ]
-        rounded = torch.cat(pieces, 1)
-    if one.branch is None:
+    """The weight on its grid; a side branch is not in it, its input is another one (`_quantized_inputs`)."""
+    if rounded is not None:
         return rounded
-    return one.layer.module.get_parameter("weight").detach().float() - one.values + rounded
+    pieces = [
+        scaling.fake_quantize(one.values[:, part.start : part.stop], part.weight, part.scales, 1) for part in one.parts
+    ]
+    return torch.cat(pieces, 1)
 
 
 class _Rounding:
@@ -199,13 +196,11 @@ class _Rounding:
         size = self.unit * step
         self.size = (size / size.max().clamp(min=2.0**-126)).clamp(min=2.0**-8)
         self.variable = (torch.log((h - LOW) / (HIGH - h)) * self.size).requires_grad_()
-        self.rest = _effective(one, one.rounded) - one.rounded if one.branch is not None else None
 
     def soft(self) -> tuple[Tensor, Tensor]:
         """(weight, h)."""
         h = (torch.sigmoid(self.variable / self.size) * (HIGH - LOW) + LOW).clamp(0, 1)
-        weight = (self.lower + self.unit * h - self.zero) * self.step
-        return weight if self.rest is None else weight + self.rest, h
+        return (self.lower + self.unit * h - self.zero) * self.step, h
 
     def hardened(self) -> Tensor:
         """The values on the grid. ArithmeticError if one is no legal code, which cannot happen."""
@@ -227,6 +222,11 @@ class _Input:
         scales = part.input_scales
         if learn_steps and scales is not None and scales.step.ndim == 0 and part.activation is not None:
             self.log_step = scales.step.log().requires_grad_()
+
+    @property
+    def matters(self) -> bool:
+        """Whether the layer does anything but multiply its input by its weight."""
+        return self.part.activation is not None or self.one.transform is not None or self.one.branch is not None
 
     def __call__(self, x: Tensor) -> Tensor:
         quantizer = self.part.activation
@@ -258,8 +258,9 @@ def _parts(one: Prepared, inputs: Sequence[_Input]) -> tuple[Part, ...]:
 
 @contextmanager
 def _quantized_inputs(unit: Module, inputs: Sequence[_Input]) -> Iterator[None]:
-    """The unit's layers see quantized inputs while inside."""
+    """The unit's layers see quantized inputs while inside; side branches are added, which see them as they were."""
     by_layer: dict[str, list[_Input]] = {}
+    plain: dict[Module, Tensor] = {}
     for entry in inputs:
         by_layer.setdefault(entry.inner, []).append(entry)
 
@@ -267,6 +268,8 @@ def _quantized_inputs(unit: Module, inputs: Sequence[_Input]) -> Iterator[None]:
         def quantize(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
             transform = entries[0].one.transform
             x = args[0] if transform is None else transform(args[0])
+            if entries[0].one.branch is not None:
+                plain[module] = x
             if len(entries) == 1 and len(entries[0].one.parts) == 1:
                 return (entries[0](x), *args[1:])
             axis = -1 if entries[0].one.layer.kind == "Linear" else 1
@@ -275,9 +278,18 @@ def _quantized_inputs(unit: Module, inputs: Sequence[_Input]) -> Iterator[None]:
 
         return quantize
 
-    handles = [
-        unit.get_submodule(inner).register_forward_pre_hook(hook(entries)) for inner, entries in by_layer.items()
-    ]
+    def beside(branch: Module) -> Any:
+        def add(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            return output + branch(plain.pop(module))
+
+        return add
+
+    handles = []
+    for inner, entries in by_layer.items():
+        layer, branch = unit.get_submodule(inner), entries[0].one.branch
+        handles.append(layer.register_forward_pre_hook(hook(entries)))
+        if branch is not None:
+            handles.append(layer.register_forward_hook(beside(branch)))
     try:
         yield
     finally:
