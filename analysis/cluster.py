@@ -26,10 +26,14 @@ BACKENDS = ("local", "dask", "ray")
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Where workers run: processes of this machine, or a cluster's. address: of its scheduler; None starts one here."""
+    """Where workers run: processes of this machine, or a cluster's. address: of its scheduler; None starts one here.
+
+    launched : the processes are there already, `accelerate launch` started them (`analysis.launch`)
+    """
 
     backend: str = "local"
     address: str | None = None
+    launched: bool = False
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from analysis.cluster import HERE, Cluster, Where
+from analysis.launch import Launched
 from analysis.plan import Batch, Plan, Preparation, Task
 from analysis.store import DamagedFile, RunDirectory
 
@@ -21,9 +22,17 @@ Progress = Callable[[str, float, float], None]
 
 
 def measure(
-    plan: Plan, directory: RunDirectory, workers: int | None, tell: Progress, where: Where = HERE
+    plan: Plan,
+    directory: RunDirectory,
+    workers: int | None,
+    tell: Progress,
+    where: Where = HERE,
+    each: Callable[[Batch, Images], None] | None = None,
 ) -> dict[str, Images]:
-    """The pictures of every row: those already there and undamaged, those another run has, the rest made now."""
+    """The pictures of every row: those already there and undamaged, those another run has, the rest made now.
+
+    each: called with every batch as soon as its pictures are there
+    """
     import numpy as np
 
     from analysis.workers import MOST, Workers, cores, gpus
@@ -36,18 +45,25 @@ def measure(
             missing.append(batch)
         else:
             kept[batch.identity] = images
+            if each is not None:
+                each(batch, images)
     if missing:
         usual = min(cores(), MOST) if plan.device == "cpu" else max(1, len(gpus(plan.device)))
         count = min(workers or usual, len(missing))
         LOG.info("%d of %d batches to measure, %d workers", len(missing), len(plan.batches), count)
         log = directory.path / "run.log"
-        pool: Workers | Cluster
-        if where.backend == "local":
+        work = tasks(plan, missing, 1 if where.launched else count)
+        pool: Workers | Cluster | Launched
+        if where.launched:
+            pool = Launched(directory.path, [plan.work(task) for task in work], plan.device)
+        elif where.backend == "local":
             pool = Workers("analysis.sampler", [str(directory.path)], count, log, gpus(plan.device))
         else:
             pool = Cluster(where, count, directory.path)
         with pool:
-            _watch(plan, tasks(plan, missing, count), pool, count, tell)
+            for batch in _watch(plan, work, pool, count, tell):
+                if each is not None and (images := stored(directory, batch)) is not None:
+                    each(batch, images)
         for batch in missing:
             images = stored(directory, batch)
             if images is None:
@@ -74,8 +90,10 @@ def tasks(plan: Plan, missing: Sequence[Batch], workers: int) -> list[Task]:
     return prepared + sorted(missing, key=lambda batch: plan.rows[batch.row].preparation)
 
 
-def _watch(plan: Plan, work: Sequence[Task], pool: Workers | Cluster, count: int, tell: Progress) -> None:
-    """Have `work` done, and tell how far that is: in pictures of full precision, calibration included."""
+def _watch(
+    plan: Plan, work: Sequence[Task], pool: Workers | Cluster | Launched, count: int, tell: Progress
+) -> Iterator[Batch]:
+    """Have `work` done, batch by batch, and tell how far that is: in pictures of full precision, with calibration."""
     steps, calibration = plan.experiment.quality.steps, plan.experiment.quality.calibration
     rest = sum(map(plan.work, work))
     total = max(sum(map(plan.work, plan.batches)), rest) + count * calibration
@@ -96,6 +114,7 @@ def _watch(plan: Plan, work: Sequence[Task], pool: Workers | Cluster, count: int
             row = plan.rows[task.row].label
             if isinstance(task, Batch):
                 LOG.info("measured %s, prompts %d to %d", row, task.start, task.stop)
+                yield task
             else:
                 LOG.info("quantized %s", row)
         tell("measuring", min(done, total), total)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.experiment import Experiment
 from analysis.plan import REFERENCE, Plan
-from analysis.registry import workload
+from analysis.registry import place, workload
 
 if TYPE_CHECKING:
     from hwmodels import Workload
@@ -66,7 +66,7 @@ def price(plan: Plan, progress: Callable[[], None] = lambda: None) -> tuple[Cost
             schemes[row.configuration.scheme] = (row.configuration.scheme, row.scheme, None)
     found: list[CostRow] = []
     for model in experiment.cost.models:
-        operations = workload(model, rows_per_call(experiment, model))
+        operations = workload(model, rows_per_call(experiment, model), size_of(experiment, model))
         for device in experiment.cost.devices:
             base: float | None = None
             for label, (name, scheme, own) in schemes.items():
@@ -80,9 +80,15 @@ def price(plan: Plan, progress: Callable[[], None] = lambda: None) -> tuple[Cost
 def rows_per_call(experiment: Experiment, model: str) -> int:
     """Classifier-free guidance runs a caption's row and an empty one together, unless the model has it distilled in."""
     from analysis.models import MODELS
+    from analysis.trace import guided
 
-    guided = MODELS[model].guided if model in MODELS else True
-    return 2 if guided and experiment.quality.guidance > 1 else 1
+    doubles = MODELS[model].guided if model in MODELS else guided(place(model))
+    return 2 if doubles and experiment.quality.guidance > 1 else 1
+
+
+def size_of(experiment: Experiment, model: str) -> dict[str, int]:
+    """Of the measured pipeline, the size that is measured; of others their own."""
+    return experiment.quality.size if model == experiment.quality.pipeline else {}
 
 
 def _price(

@@ -7,7 +7,7 @@ import difflib
 import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis.experiment import unknown
 
@@ -72,13 +72,41 @@ def models() -> dict[str, str]:
     return full | {name: f"embedded: {row.description}" for name, row in embedded.PIPELINES.items()}
 
 
-def workload(name: str, batch: int = 1) -> Workload:
-    """The operations of one denoiser call of anything `models()` names. Raises ValueError for another name."""
-    import analysis
+def metrics() -> dict[str, str]:
+    """Name -> one line: what is measured anyway, what `metrics` of an experiment may add, who brings it."""
+    from analysis.scoring import METRICS
+    from analysis.scoring.extra import package_of, plugins
+    from analysis.scoring.pretrained import PRETRAINED
+
+    own = {name: title for name, (title, _, _) in METRICS.items()}
+    trained = {name: f"{row.title} [on request; pip install 'fpsim[metrics]']" for name, row in PRETRAINED.items()}
+    brought = {name: f"{entry.value} [on request; from {package_of(entry)}]" for name, entry in plugins().items()}
+    return own | trained | brought
+
+
+def place(name: str) -> str | Path:
+    """What `analysis.trace` takes for anything `models()` names, or for a pipeline's directory or hub id.
+
+    Raises ValueError for a hub id that cannot be fetched.
+    """
     from analysis.models import embedded
+    from analysis.runner.load import located
 
     row = embedded.PIPELINES.get(name)
-    return analysis.trace(name if row is None else row.directory, batch=batch)
+    if row is not None:
+        return row.directory
+    return located(name) if "/" in name else name
+
+
+def workload(name: str, batch: int = 1, size: Mapping[str, int] | None = None) -> Workload:
+    """The operations of one denoiser call of anything that `place` knows.
+
+    size: height, width, frames where they are not the model's own. Raises ValueError for another name.
+    """
+    import analysis
+
+    sides: dict[str, Any] = dict(size or {})
+    return analysis.trace(place(name), batch=batch, **sides)
 
 
 KINDS: Mapping[str, Callable[[], dict[str, str]]] = {
@@ -89,6 +117,7 @@ KINDS: Mapping[str, Callable[[], dict[str, str]]] = {
     "methods": methods,
     "layouts": layouts,
     "models": models,
+    "metrics": metrics,
 }
 
 

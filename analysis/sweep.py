@@ -18,6 +18,7 @@ from analysis.cluster import HERE, Where
 from analysis.experiment import Experiment
 from analysis.report import interval_cell
 from analysis.store import digest, write_atomic
+from analysis.templates import page
 from analysis.whatif import finished_part
 from analysis.whatif import run as run_cell
 
@@ -60,6 +61,7 @@ def run(
     command: str = "",
     where: Where = HERE,
     finished: bool = False,
+    images: str | Path | None = None,
 ) -> Sweep:
     """Run every cell of an experiment, one after the other; arguments as of `analysis.whatif.run`.
 
@@ -78,9 +80,8 @@ def run(
             progress(stage if len(cells) == 1 else f"{len(found) + 1}/{len(cells)} {stage}", done, total)
 
     for cell in cells:
-        found.append(
-            run_cell(cell, runs=runs, workers=workers, device=device, progress=tell, command=command, where=where)
-        )
+        options: dict[str, Any] = {"workers": workers, "device": device, "command": command, "where": where}
+        found.append(run_cell(cell, runs=runs, progress=tell, images=images, **options))
     if len(found) == 1:
         return Sweep(path=found[0].path, cells=tuple(found))
     key = digest([cell.key for cell in found])
@@ -91,15 +92,6 @@ def run(
 
 
 def _page(experiment: Experiment, sweep: Sweep) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     cells = [
         {
             "name": cell.experiment.name,
@@ -109,7 +101,7 @@ def _page(experiment: Experiment, sweep: Sweep) -> str:
         for cell in sweep.cells
     ]
     tables = [{"title": title, "rows": rows} for metric, title in SHOWN if (rows := _side_by_side(sweep.cells, metric))]
-    return str(environment.get_template(TEMPLATE).render(experiment=experiment, cells=cells, tables=tables))
+    return page(TEMPLATE, experiment=experiment, cells=cells, tables=tables)
 
 
 def _side_by_side(cells: Sequence[Run], metric: str) -> list[dict[str, Any]]:

@@ -12,12 +12,12 @@ model insists on doing in another type (a norm in float32) say so in `dtype`.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.models import MODELS, PARTS, Input, Model, Part, Size, embedded, model
+from analysis.models._components import from_directory, from_pipeline
 from hwmodels.ops import Op
 from hwmodels.workload import Workload
 
@@ -67,85 +67,23 @@ def _resolve(subject: Any) -> tuple[Model, str]:
     if isinstance(subject, str) and subject.lower() in MODELS:
         return model(subject), subject.lower()
     if isinstance(subject, str | Path) and (Path(subject) / "model_index.json").is_file():
-        return _from_directory(Path(subject)), Path(subject).name
+        return from_directory(Path(subject)), Path(subject).name
     if isinstance(subject, str) and subject.lower() in embedded.NAMES:
-        return _from_directory(embedded.path(subject.lower())), subject.lower()
+        return from_directory(embedded.path(subject.lower())), subject.lower()
     if isinstance(subject, str | Path):
         if "/" in str(subject) or isinstance(subject, Path):
             raise ValueError(f"no pipeline at {subject}: model_index.json not found; give a directory that has one")
         return model(str(subject), embedded.NAMES), str(subject)  # raises, with the nearest name
     if isinstance(getattr(subject, "components", None), Mapping):
-        return _from_pipeline(subject), type(subject).__name__
+        return from_pipeline(subject), type(subject).__name__
     raise ValueError(
         f"cannot trace {type(subject).__name__}; allowed: a model name, a pipeline, its directory, a module"
     )
 
 
-_ROLES = (("denoiser", "unet", "forward"), ("denoiser", "transformer", "forward"), ("vae-decode", "vae", "decode"))
-
-
-def _from_components(title: str, source: str, components: Mapping[str, tuple[str, Mapping[str, Any]]]) -> Model:
-    """A Model from {component name: (class by dotted name, configuration)}."""
-    parts: dict[str, tuple[Part, ...]] = {}
-    for role, name, method in _ROLES:
-        if name in components:
-            cls, config = components[name]
-            drop = ("encoder", "quant_conv") if method == "decode" else ()
-            parts[role] = (Part(cls=cls, config=config, method=method, drop=drop),)
-    encoders = []
-    for name in sorted(components):
-        if name.startswith("text_encoder"):
-            cls, config = components[name]
-            length = config.get("max_position_embeddings") or config.get("n_positions") or 77
-            encoders.append(Part(cls=cls, config=config, tokens=int(length)))
-    if encoders:
-        parts["text-encoder"] = tuple(encoders)
-    if "denoiser" not in parts:
-        raise ValueError(f"{title}: no unet or transformer among its components ({', '.join(sorted(components))})")
-    config = parts["denoiser"][0].config
-    widths = components.get("vae", ("", {}))[1].get("block_out_channels", (1,) * 4)
-    downscale = 2 ** (len(widths) - 1)
-    latent = config.get("sample_size") or 64
-    rows, columns = (latent, latent) if isinstance(latent, int) else latent
-    return Model(
-        title=title,
-        source=source,
-        height=rows * downscale,
-        width=columns * downscale,
-        tokens=encoders[0].tokens or 77 if encoders else 0,
-        downscale=downscale,
-        parts=parts,
-    )
-
-
-def _from_directory(folder: Path) -> Model:
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        if not isinstance(index, dict):
-            raise ValueError(f"{folder}: model_index.json names no components")
-        components = {}
-        for name, entry in index.items():
-            if not isinstance(entry, list) or len(entry) != 2 or entry[0] not in ("diffusers", "transformers"):
-                continue
-            path = folder / name / "config.json"
-            if path.is_file():
-                components[name] = (f"{entry[0]}.{entry[1]}", json.loads(path.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder}: a configuration is not JSON: {error}") from error
-    return _from_components(folder.name, str(folder), components)
-
-
-def _from_pipeline(pipe: Any) -> Model:
-    components = {}
-    for name, entry in pipe.components.items():
-        config = getattr(entry, "config", None)
-        if config is None or not hasattr(entry, "forward"):
-            continue
-        values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-        library = type(entry).__module__.partition(".")[0]
-        if library in ("diffusers", "transformers"):
-            components[name] = (f"{library}.{type(entry).__name__}", values)
-    return _from_components(type(pipe).__name__, "a pipeline object", components)
+def guided(subject: str | Path) -> bool:
+    """Whether classifier-free guidance doubles the rows of a call: of a pipeline's directory, or any traceable name."""
+    return _resolve(subject)[0].guided
 
 
 def _trace_module(

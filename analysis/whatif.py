@@ -18,9 +18,11 @@ from analysis.artifacts import Run, write_results
 from analysis.cluster import HERE, Where
 from analysis.experiment import Configuration, Experiment, unknown
 from analysis.gather import Progress, measure
+from analysis.pictures import Export
 from analysis.plan import Plan, surroundings
 from analysis.pricing import price
 from analysis.scoring import METRICS, score, sparsity
+from analysis.sensitivity.kept import study_all
 from analysis.store import RunDirectory
 from analysis.units import duration
 
@@ -58,8 +60,12 @@ def run(
     progress: Progress | None = None,
     command: str = "",
     where: Where = HERE,
+    images: str | Path | None = None,
 ) -> Run:
-    """The same for an experiment made in Python; the result keeps its parts apart."""
+    """The same for an experiment made in Python; the result keeps its parts apart.
+
+    images: a folder in which every picture becomes a PNG file, as soon as it is there
+    """
     from analysis.report import write_page
 
     if workers is not None and workers < 1:
@@ -77,11 +83,15 @@ def run(
     seconds: dict[str, float] = {}
     with directory.lock(), log_to(directory.path / "run.log"):
         LOG.info("run %s", directory.path)
+        each = None if images is None else Export(plan, Path(images) / directory.path.name)
         with timed(seconds, "measuring"):
-            images = measure(plan, directory, workers, tell, where)
+            made = measure(plan, directory, workers, tell, where, each)
+        if experiment.quality.sensitivity:
+            with timed(seconds, "sensitivity"):
+                study_all(plan, Path(runs), device, tell)
         with timed(seconds, "scoring"):
             done = Counter("scoring", len(plan.rows), tell)
-            scores = score(plan, images, done)
+            scores = score(plan, made, done)
             layers = layers_of_rows(plan, directory)
         with timed(seconds, "pricing"):
             done = Counter("pricing", len(experiment.cost.models) * len(experiment.cost.devices), tell)
@@ -100,7 +110,7 @@ def run(
         )
         with timed(seconds, "writing"):
             tell("writing", 0, 1)
-            write_results(finished, plan, images, command)
+            write_results(finished, plan, made, command)
             write_page(directory.path)
             tell("writing", 1, 1)
         LOG.info("finished in %s: %s", duration(time.monotonic() - began), finished.page)
@@ -139,7 +149,10 @@ def make_plan(experiment: Experiment, device: str = "cpu") -> Plan:
     name = experiment.quality.pipeline
     row = embedded.PIPELINES.get(name)
     if row is None:
-        return Plan(experiment, surroundings(Path(name), device=device))
+        from analysis.runner.load import located
+
+        hub = name.count("/") == 1 and not name.startswith((".", "~")) and not Path(name).parent.exists()
+        return Plan(experiment, surroundings(located(name) if hub else Path(name), device=device))
     return Plan(experiment, surroundings(row.directory, variant=name if row.outliers else "", device=device))
 
 
@@ -165,11 +178,13 @@ def check(plan: Plan) -> dict[str, list[str]]:
             one, cost = hwmodels.Gemm(m=16, n=16, k=16), plan.experiment.cost
             hwmodels.estimate(one, "fp16", device=device, mode=cost.mode, model=cost.estimator)  # type: ignore[arg-type]
     for model in plan.experiment.cost.models:
-        if model not in models():
+        if model not in models() and "/" not in model and not (Path(model) / "model_index.json").is_file():
             raise ValueError(unknown("model", model, models()))
     if plan.experiment.cost.baseline not in hwmodels.SHORTHANDS:
         raise ValueError(unknown("baseline", plan.experiment.cost.baseline, hwmodels.SHORTHANDS))
     check_metrics(plan.experiment.quality.metrics)
+    if plan.experiment.quality.sensitivity and plan.experiment.quality.size:
+        raise ValueError("sensitivity = true judges at the pipeline's own size; leave out height, width and frames")
     used = {row.configuration.scheme for row in plan.rows}
     for name in plan.experiment.schemes:
         if name not in used:
@@ -186,7 +201,7 @@ def check(plan: Plan) -> dict[str, list[str]]:
 
 def check_metrics(names: Iterable[str]) -> None:
     """Raise ValueError for further metrics that are not known, not needed, or cannot work here."""
-    from analysis.metrics.extra import find
+    from analysis.scoring.extra import find
 
     for name in names:
         if name in METRICS:

@@ -6,8 +6,8 @@ import argparse
 
 from analysis.commands._text import say, say_json, table
 
-HELP = "list formats, engines, devices, schemes, methods, layouts or models"
-KINDS = ("formats", "engines", "devices", "schemes", "methods", "layouts", "models")
+HELP = "list formats, engines, devices, schemes, methods, layouts, models or metrics"
+KINDS = ("formats", "engines", "devices", "schemes", "methods", "layouts", "models", "metrics")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from analysis.commands._text import WIDTH, pairs, paragraph, say, say_json, table
 
-HELP = "show one format, engine, device, scheme, method, layout or model"
+HELP = "show one format, engine, device, scheme, method, layout, model or metric"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -159,6 +159,12 @@ def model_card(name: str) -> dict[str, Any]:
     }
 
 
+def metric_card(name: str) -> dict[str, Any]:
+    from analysis.registry import metrics
+
+    return {"summary": metrics()[name]}
+
+
 CARDS: Mapping[str, Callable[[str], dict[str, Any]]] = {
     "formats": format_card,
     "engines": engine_card,
@@ -167,6 +173,7 @@ CARDS: Mapping[str, Callable[[str], dict[str, Any]]] = {
     "methods": method_card,
     "layouts": layout_card,
     "models": model_card,
+    "metrics": metric_card,
 }
 
 

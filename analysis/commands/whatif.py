@@ -33,6 +33,7 @@ def shared_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=kind, help=f"{words}, in place of the file's")
     parser.add_argument("--backend", default="local", help="whose workers: local (default), dask or ray")
     parser.add_argument("--address", help="of a Dask scheduler or a Ray cluster (default: one is started here)")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="write every picture as PNG, a folder for each row")
     parser.add_argument("--finished", action="store_true", help="measure nothing, show what is finished so far")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -71,8 +72,25 @@ def overridden(experiment: Any, options: argparse.Namespace) -> Any:
 
 
 def run(options: argparse.Namespace) -> None:
+    from analysis import launch
+
+    if not launch.launched():
+        _run(options)
+        return
+    from analysis.workers import quiet
+
+    quiet()
+    if launch.is_first(options.device):
+        with launch.leading(options.device):
+            _run(options)
+    else:
+        launch.following(options.device)
+
+
+def _run(options: argparse.Namespace) -> None:
     command = "fpsim " + shlex.join(sys.argv[1:])
     try:
+        from analysis import launch
         from analysis.cluster import Where
         from analysis.experiment import Experiment
 
@@ -89,8 +107,9 @@ def run(options: argparse.Namespace) -> None:
                 device=options.device,
                 progress=bars.tell,
                 command=command,
-                where=Where(backend=options.backend, address=options.address),
+                where=Where(backend=options.backend, address=options.address, launched=launch.launched()),
                 finished=options.finished,
+                images=options.images,
             )
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"what is measured is kept, go on with: {command}") from interrupt

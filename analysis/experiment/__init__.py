@@ -77,6 +77,19 @@ class Experiment:
             if label not in labels:
                 raise ValueError(f"sweep: only: {unknown('configuration', label, labels)}")
 
+    def on_pipeline(self, folder: Path) -> Experiment:
+        """The same on another pipeline, priced too; without the configurations that emulate every product: those take
+        hours on a pipeline of ordinary size. Schemes of the user's own stay out, their patterns name other layers."""
+        plain = [row for row in self.configuration if row.engine is None and row.scheme not in self.schemes]
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).lstrip("._-")[:64] or "pipeline"
+        return dataclasses.replace(
+            self.restricted(plain),
+            name=name,
+            description="",
+            quality=dataclasses.replace(self.quality, pipeline=str(folder)),
+            cost=dataclasses.replace(self.cost, models=(str(folder),)),
+        )
+
     def cells(self) -> tuple[Experiment, ...]:
         """The runs this file asks for, named after where they stand in the sweep; itself if it has none."""
         if not self.sweep:
@@ -145,15 +158,22 @@ class Experiment:
 
     @classmethod
     def load(cls, source: str | Path) -> Experiment:
-        """Read a TOML file, or one of the shipped experiments by its name (`default`)."""
+        """Read a TOML file, or one of the shipped experiments by its name (`default`).
+
+        Of a folder with a pipeline of diffusers in it: the default experiment on that pipeline (`on_pipeline`).
+        """
         path = Path(source)
+        if (path / "model_index.json").is_file():
+            return cls.load("default").on_pipeline(path)
         if not path.suffix and not path.exists():
             shipped = sorted(file.stem for file in SHIPPED.glob("*.toml"))
             if str(source) not in shipped:
                 raise ValueError(unknown("experiment", str(source), shipped) + "; or give a .toml file")
             path = SHIPPED / f"{source}.toml"
         if path.is_dir():
-            raise ValueError(f"{path} is a directory; give the experiment's .toml file")
+            raise ValueError(
+                f"{path} is a directory; give the experiment's .toml file, or a pipeline's directory (model_index.json)"
+            )
         try:
             tree = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:

@@ -26,6 +26,7 @@ class Quality:
     calibration_captions : likewise for `calibration`
     height, width, frames: of what is made, where it should not be the pipeline's own size
     metrics              : further ones by name (`fpsim list metrics`)
+    sensitivity          : judge every layer alone too, as `fpsim sensitivity` does; minutes per configuration
     """
 
     pipeline: str = "shapes-sd"
@@ -44,6 +45,7 @@ class Quality:
     width: int | None = None
     frames: int | None = None
     metrics: tuple[str, ...] = ()
+    sensitivity: bool = False
 
     def __post_init__(self) -> None:
         for name in ("prompts", "steps", "batch", "calibration"):

@@ -26,7 +26,10 @@ PARTS = ("denoiser", "vae-decode", "text-encoder")
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """What one call works on: rows, pixels, frames, text tokens, and pixels per latent along height and width."""
+    """What one call works on: rows, pixels, frames, text tokens, pixels per latent along height and width.
+
+    frame_ratio: frames per latent one after the first, where the denoiser's configuration does not say
+    """
 
     batch: int
     height: int
@@ -34,6 +37,7 @@ class Size:
     frames: int = 1
     tokens: int = 0
     downscale: int = 8
+    frame_ratio: int = 4
 
     def __post_init__(self) -> None:
         for name in ("batch", "height", "width", "frames"):
@@ -131,6 +135,7 @@ class Model:
     tokens: int = 0
     frames: int = 1
     downscale: int = 8
+    frame_ratio: int = 4
     guided: bool = True
     steps: int = 50
 
@@ -156,6 +161,7 @@ class Model:
             frames=self.frames if frames is None else frames,
             tokens=self.tokens if tokens is None else tokens,
             downscale=self.downscale,
+            frame_ratio=self.frame_ratio,
         )
 
 

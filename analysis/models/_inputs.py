@@ -14,9 +14,9 @@ from analysis.models import Input, InputRule, Inputs, Size
 Config = Mapping[str, Any]
 
 
-def _frames(config: Config, size: Size, ratio: int = 4) -> int:
-    """Latent frames of a causal video autoencoder: the first frame alone, then `ratio` at a time."""
-    ratio = int(config.get("temporal_compression_ratio", ratio))
+def _frames(config: Config, size: Size) -> int:
+    """Latent frames of a causal video autoencoder: the first frame alone, then some at a time."""
+    ratio = int(config.get("temporal_compression_ratio") or size.frame_ratio)
     if (size.frames - 1) % ratio:
         raise ValueError(f"frames={size.frames}; allowed: 1 + a multiple of {ratio}")
     return (size.frames - 1) // ratio + 1
@@ -113,6 +113,19 @@ def wan(config: Config, size: Size) -> Inputs:
     }
 
 
+def ltx(config: Config, size: Size) -> Inputs:
+    frames = _frames(config, size)
+    return {
+        "hidden_states": Input(shape=(size.batch, frames * size.rows * size.columns, config["in_channels"])),
+        "encoder_hidden_states": Input(shape=(size.batch, size.tokens, config["caption_channels"])),
+        "timestep": Input(shape=(size.batch,), dtype="int64"),
+        "encoder_attention_mask": Input(shape=(size.batch, size.tokens), dtype="int64"),
+        "num_frames": frames,
+        "height": size.rows,
+        "width": size.columns,
+    }
+
+
 def hunyuan_video(config: Config, size: Size) -> Inputs:
     frames = _frames(config, size)
     inputs = {
@@ -149,11 +162,13 @@ INPUTS: Mapping[tuple[str, str], InputRule] = {
     ("FluxTransformer2DModel", "forward"): flux,
     ("CogVideoXTransformer3DModel", "forward"): cogvideox,
     ("WanTransformer3DModel", "forward"): wan,
+    ("LTXVideoTransformer3DModel", "forward"): ltx,
     ("HunyuanVideoTransformer3DModel", "forward"): hunyuan_video,
     ("AutoencoderKL", "decode"): kl_decode,
     ("AutoencoderKLCogVideoX", "decode"): video_decode,
     ("AutoencoderKLWan", "decode"): video_decode,
     ("AutoencoderKLHunyuanVideo", "decode"): video_decode,
+    ("AutoencoderKLLTXVideo", "decode"): video_decode,
     ("CLIPTextModel", "forward"): text,
     ("CLIPTextModelWithProjection", "forward"): text,
     ("T5EncoderModel", "forward"): text,

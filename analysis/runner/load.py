@@ -32,22 +32,36 @@ def load(source: str | Path, dtype: "torch.dtype | None" = None, device: str = "
 
     import analysis.runner.plugin  # noqa: F401 - registers the backend that saved quantized pipelines name
 
-    folder = Path(source)
-    if folder.exists():
-        check_directory(folder)
-    elif "/" not in str(source):
+    if "/" not in str(source) and not Path(source).exists():
         embedded = _embedded(str(source), device)
         return embedded if dtype is None else embedded.to(dtype)
-    elif str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise ValueError(
-            f"{source} does not exist; give a pipeline directory, a hub id (owner/name) or an embedded name"
-        )
+    folder = located(source)
+    check_directory(folder)
     try:
-        pipe = DiffusionPipeline.from_pretrained(str(source), dtype=dtype or torch.float32, use_safetensors=True)
+        pipe = DiffusionPipeline.from_pretrained(str(folder), dtype=dtype or torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load {source}: {' '.join(str(error).split())}") from error
     denoiser_name(pipe)
     return pipe.to(device)
+
+
+def located(source: str | Path) -> Path:
+    """The directory of a pipeline: itself, or where the hub's cache keeps a hub id ("owner/name"), fetched if need be.
+
+    Raises ValueError for a directory that is not there and for a hub id that cannot be fetched.
+    """
+    if Path(source).exists():
+        return Path(source)
+    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        raise ValueError(
+            f"{source} does not exist; give a pipeline directory, a hub id (owner/name) or an embedded name"
+        )
+    from diffusers import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(str(source), use_safetensors=True))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load {source}: {' '.join(str(error).split())}") from error
 
 
 def denoiser_name(pipe: "DiffusionPipeline") -> str:

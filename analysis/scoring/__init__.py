@@ -29,8 +29,8 @@ from analysis.scoring.verdicts import verdicts as verdicts
 if TYPE_CHECKING:
     import torch
 
-    from analysis.metrics.extra import Metric
     from analysis.scenes import Scenes
+    from analysis.scoring.extra import Metric
     from analysis.store import Images
 
 #: per-prompt metrics of one configuration alone, whose change against full precision is bootstrapped too
@@ -56,8 +56,8 @@ def score(plan: Plan, images: Mapping[str, Images], progress: Callable[[], None]
     import torch
 
     from analysis.metrics import evaluate, features, frechet_distance, psnr
-    from analysis.metrics.extra import find
     from analysis.scenes import render
+    from analysis.scoring.extra import find
 
     everything = plan.experiment.quality.prompts
     truth = scenes_of(plan, images[REFERENCE])
@@ -115,7 +115,7 @@ def _ask(
     sets: dict[tuple[str, str], float],
 ) -> None:
     """Put what further metrics say of one row into `quality` and `sets`."""
-    from analysis.metrics.extra import one_value, values
+    from analysis.scoring.extra import one_value, values
 
     for metric in asked:
         if metric.per_image is not None:

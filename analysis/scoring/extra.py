@@ -125,7 +125,7 @@ def find(name: str) -> Metric:
     Raises ValueError for an unknown name, for one that two packages bring, for a package whose metric does not load,
     and for a pretrained one without its packages (with what to install) or weights (with where they must lie).
     """
-    from analysis.metrics.pretrained import PRETRAINED
+    from analysis.scoring.pretrained import PRETRAINED
 
     if name in PRETRAINED:
         return PRETRAINED[name].make()
@@ -137,7 +137,7 @@ def find(name: str) -> Metric:
 
 def plugins() -> Mapping[str, EntryPoint]:
     """Name -> entry point of what packages bring; nothing is imported. ValueError for a name that is there twice."""
-    from analysis.metrics.pretrained import PRETRAINED
+    from analysis.scoring.pretrained import PRETRAINED
 
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=GROUP):

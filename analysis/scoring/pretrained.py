@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.metrics.extra import CHUNK, Metric
+from analysis.scoring.extra import CHUNK, Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
