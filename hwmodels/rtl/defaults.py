@@ -12,6 +12,8 @@ from fpsim.accumulators import Accumulator, FixedPoint, IntegerAccumulator, Sequ
 from fpsim.engines import engine
 from fpsim.spec import MatmulSpec
 
+from .spelling import accumulator
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -41,13 +43,11 @@ def rows() -> list[Row]:
     ):
         out += _macs(pairs, IntegerAccumulator(bits), f"int{bits}")
     out += _macs("int8 int4", IntegerAccumulator(16, "saturate"), "int16-saturate")
-    fixed = ((16, "e2m1"), (24, "e2m3 e4m3"), (32, "e3m2 e4m3 e3m4"), (40, "e4m3"), (48, "e4m3"), (64, "e5m2"))
+    fixed = ((16, "e2m1"), (24, "e2m3"), (32, "e3m2 e4m3 e3m4"), (40, "e4m3"), (48, "e4m3"), (64, "e5m2"))
     for bits, pairs in fixed:
         out += _macs(pairs, FixedPoint(bits), f"fixed{bits}")
-    for bits, fraction_bits in ((24, 10), (32, None), (32, 10), (40, None)):
-        cut = "" if fraction_bits is None else f"-q{fraction_bits}"
-        kind = FixedPoint(bits, None if fraction_bits is None else -fraction_bits, "saturate")
-        out += _macs("e4m3", kind, f"fixed{bits}{cut}-saturate")
+    for words in ("fixed16-lsb8", "fixed20-lsb4", "fixed24-q0", "fixed32-q8", "fixed32", "fixed40"):
+        out += _macs("e4m3", accumulator(f"{words}-saturate"), f"{words}-saturate")
     out += _macs("e2m1 e2m3 e3m2 e4m3 e5m2 f16", SequentialFma("f16"), "f16")
     out += _macs("e2m1 e2m3 e3m2 e4m3 e5m2 e4m3xe2m1 bf16 f16 tf32 f32", SequentialFma("f32"), "f32")
     for name, a, scale, block in ENGINES:

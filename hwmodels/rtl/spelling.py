@@ -3,7 +3,8 @@
 | words | accumulator |
 |---|---|
 | `int32`, `int16-saturate` | `IntegerAccumulator` of that many bits; wraps unless it says otherwise |
-| `fixed40`, `fixed24-q10-saturate` | `FixedPoint` of that many bits, with so many fraction bits; wraps; read as f32 |
+| `fixed40`, `fixed24-q4-saturate` | `FixedPoint` of that many bits, with so many fraction bits; wraps; read as f32 |
+| `fixed20-lsb4` | the same with a last bit worth 2**4 |
 | `fixed`, `fixed-rz-f16` | without a register: `FusedDot(None, None, "rne")` |
 | `f32`, `f16-rz`, `bf16-unfused-flush` | `SequentialFma` into a float format; a rounding; unfused; flushing |
 | `dot16-f25`, `dot32-f13-e8m13`, `dot4-exact-rne` | `FusedDot`: terms, fraction bits; an output, a rounding (rz) |
@@ -74,11 +75,11 @@ def _integer(text: str, bits: int, words: list[str]) -> IntegerAccumulator:
 
 def _fixed(text: str, bits: int | None, words: list[str]) -> Accumulator:
     flags = {"saturate": False, "wrap": False}
-    found = re.fullmatch(r"q(\d+)", words[0]) if words else None
+    found = re.fullmatch(r"(q|lsb)(\d+)", words[0]) if words else None
     rounding, output = _rest(text, words[1:] if found else words, flags, "rne")
     output = output or "f32"
     if bits is not None:
-        lsb = -int(found[1]) if found else None
+        lsb = (-int(found[2]) if found[1] == "q" else int(found[2])) if found else None
         return FixedPoint(bits, lsb, "saturate" if flags["saturate"] else "wrap", rounding, output)
     if found or any(flags.values()):
         raise ValueError(f"accumulator {text!r} has no width to leave or to count from; say fixed32, for example")

@@ -282,6 +282,7 @@ def test_unknown_node() -> None:
         ("int16-saturate", IntegerAccumulator(16, "saturate")),
         ("fixed40", FixedPoint(40)),
         ("fixed24-q10-saturate", FixedPoint(24, -10, "saturate")),
+        ("fixed20-lsb4", FixedPoint(20, 4)),
         ("fixed20-rz-f16", FixedPoint(20, None, "wrap", "rz", "f16")),
         ("FixedPoint:bits=24,lsb=3", FixedPoint(24, 3)),
         ("fixed-rz-f16", FusedDot(None, None, "rz", "f16")),
