@@ -20,6 +20,7 @@ from analysis.layer_times import layer_times
 from analysis.plan import NOISE_FLOOR, REFERENCE, Plan
 from analysis.pricing import FALLBACK, NOT_SUPPORTED, CostRow
 from analysis.scoring import Asked, PromptRow, QualityRow, Verdict, verdicts
+from analysis.sensitivity.kept import alone
 from analysis.store import write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def write_results(run: Run, plan: Plan, images: Mapping[str, Images], command: s
             {**asdict(verdict), "indistinguishable": verdict.indistinguishable} for verdict in judged.values()
         ],
         "costs": [asdict(row) for row in run.costs],
-        "layer_times": layer_times(plan, run.layers),
+        "layer_times": layer_times(plan, run.layers, alone(plan, run.path.parent)),
         "devices": [device_card(name) for name in run.experiment.cost.devices],
         "warnings": warnings(plan, run, judged),
         "figures": list(figures),

@@ -14,6 +14,7 @@ not match is measured again; a manifest that does not match is an error that say
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -28,6 +29,9 @@ import numpy as np
 import numpy.typing as npt
 
 Images = npt.NDArray[np.float32]  # (N, 3, H, W) in [0, 1]
+
+#: what reading JSON raises that is none, or is not what it should be
+_NOT_A_HEADER = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 class DamagedFile(ValueError):  # noqa: N818 - it reads as what is wrong
@@ -47,8 +51,32 @@ def file_digest(path: Path) -> str:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader, or the next start after a crash, never sees a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write `data` to `path` so that a reader, or the next start after a crash, never sees a part of it.
+
+    Raises OSError, naming `path`, where that cannot be: no permission, a full disk, a file where a folder should be.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_beside(path, data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # not the name it had while being written
+
+
+def write_output(path: Path, text: str) -> None:
+    """What a command was told to write: the whole file, or the one that was there before.
+
+    A link, a pipe or a device (`/dev/stdout`) is written to as it is: replacing it is not what was meant. A folder
+    that is not there is a mistake, not a wish. Raises OSError as `write_atomic` does.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_text(text, encoding="utf-8")
+        return
+    if not path.parent.is_dir():
+        raise NotADirectoryError(errno.ENOENT, "No such directory", str(path.parent))
+    write_atomic(path, text.encode())
+
+
+def _write_beside(path: Path, data: bytes) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -79,12 +107,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote. Raises DamagedFile when the bytes are not that, FileNotFoundError without a file."""
     try:
         document = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        if not isinstance(document, dict) or "sha256" not in document:
+            raise DamagedFile(f"{path} is damaged: it is not a file that fpsim wrote")
+        if document.pop("sha256") != digest(document):
+            raise DamagedFile(f"{path} is damaged: its content does not match its hash")
+    except DamagedFile:
+        raise
+    except (ValueError, RecursionError) as error:  # no JSON, no text, or NaN; lists in lists in lists
         raise DamagedFile(f"{path} is damaged: {error}") from error
-    if not isinstance(document, dict) or "sha256" not in document:
-        raise DamagedFile(f"{path} is damaged: it is not a file that fpsim wrote")
-    if document.pop("sha256") != digest(document):
-        raise DamagedFile(f"{path} is damaged: its content does not match its hash")
     return document
 
 
@@ -110,7 +140,7 @@ def unpack_images(data: bytes, identity: str) -> Images:
         (length,) = struct.unpack("<Q", data[:8])
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
         images = load(data)["images"]
-    except (struct.error, ValueError, KeyError, AttributeError, OverflowError, SafetensorError) as error:
+    except (*_NOT_A_HEADER, struct.error, OverflowError, SafetensorError) as error:
         raise DamagedFile(f"not a whole safetensors file ({error})") from error
     seal = str(metadata.get("batch", ""))
     if not seal.startswith(f"{identity} "):
@@ -135,7 +165,7 @@ def check_safetensors(path: Path) -> None:
         try:
             header = json.loads(file.read(length))
             end = max((row["data_offsets"][1] for key, row in header.items() if key != "__metadata__"), default=0)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        except _NOT_A_HEADER as error:
             raise ValueError(f"damaged checkpoint: {path} has no safetensors header; {fix}") from error
     if 8 + length + end != size:
         raise ValueError(f"truncated checkpoint: {path} has {size} bytes, its header says {8 + length + end}; {fix}")

@@ -53,6 +53,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from analysis.allocation import outcomes
     from analysis.commands.whatif import Bars
+    from analysis.store import write_output
     from analysis.workers import quiet
 
     check(options)
@@ -70,9 +71,9 @@ def run(options: argparse.Namespace) -> None:
         raise KeyboardInterrupt(f"what is measured is kept, go on with: {command}") from interrupt
     frame = outcomes.table(rows, costs)
     if options.csv is not None:
-        frame.to_csv(options.csv, index=False)
+        write_output(options.csv, frame.to_csv(index=False))
     if options.out is not None:
-        options.out.write_text(_experiment(options, rows, costs), encoding="utf-8")
+        write_output(options.out, _experiment(options, rows, costs))
     if options.json:
         listed = sensitivity.finite(frame.to_dict("records"))
         schemes = {one.name: one.scheme.to_dict() for one in rows if len(one.counts) > 1}

@@ -28,6 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     import hwmodels
+    from analysis.store import write_output
     from hwmodels import kernel_rows, own_device
 
     if options.out is not None and options.out.suffix != ".toml":
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
         words = ("name", "driver", "torch", "date", "command")
         source = ", ".join(str(about[name]) for name in words if name in about) or "no provenance beside the CSV"
         text = own_device.device_text(device, found.calibration, source, own_device.base_text(options.device))
-        options.out.write_text(text, encoding="utf-8")
+        write_output(options.out, text)
     if options.json:
         say_json({key: value for key, value in asdict(found).items() if key != "device"})
         return

@@ -40,6 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     import hwmodels
+    from analysis.store import write_output
 
     if bool(options.operation) == bool(options.model):
         raise ValueError("give an operation with its sizes, or --model NAME: fpsim estimate gemm 4096 4096 4096 ...")
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     if options.trace_out is not None:
         from hwmodels.timeline import to_chrome_trace
 
-        options.trace_out.write_text(to_chrome_trace(estimate), encoding="utf-8")
+        write_output(options.trace_out, to_chrome_trace(estimate))
     if options.json:
         found = {"device": options.device, "spec": options.spec, "mode": options.mode, **estimate.to_dict()}
         say_json(found if image is None else {**found, "image": dataclasses.asdict(image)})

@@ -39,12 +39,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from analysis.store import write_output
     from hwmodels import rtl
 
     spec = _spec(options)
     unit = rtl.unit(spec)
     if options.output is not None:
-        options.output.write_text(unit.verilog, encoding="utf-8")
+        write_output(options.output, unit.verilog)
     counted = _counted(options, spec) if options.gates else None
     if options.json:
         fields = {key: value for key, value in dataclasses.asdict(unit).items() if key != "verilog"}

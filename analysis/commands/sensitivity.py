@@ -87,6 +87,7 @@ def candidate(name: str) -> Any:
 
 def run(options: argparse.Namespace) -> None:
     from analysis.commands.whatif import Bars
+    from analysis.store import write_output
     from analysis.workers import quiet
 
     quiet()
@@ -97,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
         command = "fpsim " + shlex.join(sys.argv[1:])
         raise KeyboardInterrupt(f"what is measured is kept, go on with: {command}") from interrupt
     if options.csv is not None:
-        found.sensitivity.table().to_csv(options.csv, index=False)
+        write_output(options.csv, found.sensitivity.table().to_csv(index=False))
     if options.json:
         say_json({"run": str(found.folder), "layers": finite(found.sensitivity.table().to_dict("records"))})
     else:

@@ -238,6 +238,7 @@ def run(study: Study, runs: Path = Path("runs"), device: str = "cpu", progress: 
     from analysis.models import embedded
     from analysis.plan import held_out, surroundings
     from analysis.runner import calibrate, load
+    from analysis.sensitivity.kept import keep
     from analysis.store import RunDirectory, digest, write_atomic
 
     row = embedded.PIPELINES.get(study.pipeline)
@@ -273,7 +274,7 @@ def run(study: Study, runs: Path = Path("runs"), device: str = "cpu", progress: 
             progress=tell,
         )
         found = replace(found, pipeline=study.pipeline)
-        write_atomic(directory.path / "sensitivity.json", found.to_json().encode())
+        keep(directory.path, found)
         write_atomic(directory.path / "sensitivity.csv", found.table().to_csv(index=False).encode())
     LOG.info("sensitivity of %s: %s", study.pipeline, directory.path)
     return Studied(study=study, sensitivity=found, pipe=pipe, calibration=calibration, folder=directory.path)

@@ -217,10 +217,10 @@ def test_layers_that_take_longest_stand_with_what_became_of_them(run: Run, page:
         calls.append(math.fsum(row.time_s for row in costs))
     share = {path: max(one[path] / call for one, call in zip(seconds, calls, strict=True)) for path in PATHS}
     assert min(share.values()) > 0
-    kept = [layer["path"] for layer in found["longest"]]
+    kept = [layer["path"] for layer in found["shown"]]
     assert len(kept) == LONGEST < len(PATHS) == found["layers"]
     assert max(share[path] for path in PATHS if path not in kept) <= min(share[path] for path in kept)
-    for layer in found["longest"]:
+    for layer in found["shown"]:
         assert layer["times"] == pytest.approx([one[layer["path"]] for one in seconds], rel=1e-12)  # order of a sum
     for index, call in enumerate(calls):
         assert math.fsum(row["times"][index] for row in found["kinds"]) == pytest.approx(call, rel=1e-12)
@@ -249,8 +249,8 @@ def test_layers_are_left_out_where_the_pipeline_is_not_priced(run: Run) -> None:
 def test_a_device_without_the_formats_says_so_for_every_layer(run: Run) -> None:
     plan = Plan(Experiment.from_dict(EXPERIMENT), {})
     [found] = layer_times(plan, {"fp32": LAYERS})
-    assert [row["times"][1] for row in found["longest"]] == [None] * LONGEST
-    assert all(row["times"][0] > 0 for row in found["longest"])
+    assert [row["times"][1] for row in found["shown"]] == [None] * LONGEST
+    assert all(row["times"][0] > 0 for row in found["shown"])
     results = json.loads((run.path / "results.json").read_text()) | {"layer_times": [found]}
     page = Page(report.render(results, dict.fromkeys(results["figures"], "data:,")))
     assert {cells[1] for cells in table(page, "zeros, %").values()} == {"not supported"}
