@@ -81,6 +81,7 @@ def _print(found: Any) -> None:
     from analysis.scoring import METRICS
 
     heads = {name: title for name, (title, _, _) in METRICS.items()} | {metric: head for head, metric, _ in COLUMNS}
+    heads |= {"correct_change": "change of prompts obeyed, points", "residual_change": "change of residual, 10⁻³"}
     for folder in dict.fromkeys(row.configuration for row in found):
         ours = [row for row in found if row.configuration == folder]
         say(f"{folder}: {ours[0].prompts} pictures{', the reference' if ours[0].role == 'reference' else ''}")
