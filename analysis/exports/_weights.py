@@ -45,6 +45,10 @@ def check_activation(layer: "QuantizedLayer", wanted: str, granularities: tuple[
     where = " or ".join(f"per {one}" for one in granularities)
     if given.format != wanted or given.granularity not in granularities:
         raise ValueError(f"its activations are {given}; the layout takes {wanted} {where}, or none (weight-only)")
+    if given.row != format_row(wanted):
+        raise ValueError(
+            f"its activations are {given}; what loads the layout knows no rule for scales but {wanted}'s own"
+        )
     if given.is_static:
         raise ValueError(
             f"its activations are {given} with a stored scale; the layout takes {wanted} {where} with scales at run "
