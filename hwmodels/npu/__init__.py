@@ -14,6 +14,7 @@
 | `model.py` | all of it for the kernels of a program; where the time goes |
 | `energy.py` | joules, by technology node |
 | `gates.py` | gates of units; formats in equal silicon |
+| `unfused.py` | attention whose scores go through main memory |
 | `scalesim/` | SCALE-Sim 3.0.0, reproduced |
 """
 
@@ -28,3 +29,4 @@ from .gates import in_equal_area as in_equal_area
 from .model import SystolicTimes as SystolicTimes
 from .model import Utilisation as Utilisation
 from .model import explain as explain
+from .unfused import materialised as materialised

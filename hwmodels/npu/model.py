@@ -227,12 +227,18 @@ def _attention(chosen: Chosen, array: Systolic, warm: bool) -> SystolicTimes:
     found = Cycles(**{item.name: getattr(scores, item.name) + getattr(values, item.name) for item in fields(Cycles)})
     # a block of queries, its output sums and two tiles of keys and values must fit; keys and values pass once per block
     gm, _, gk = smallest(array, packing)
-    block = (array.scratchpad - 2 * gk * (dim + value) * a) / (2 * dim * a + 4 * value + gk * 4)
-    if (block < np.minimum(gm, queries)).any():
+    tiles_kv, per_query = 2 * gk * (dim + value) * a, 2 * dim * a + 4 * value + gk * 4
+    least = np.minimum(gm, queries)
+    need = tiles_kv + least * per_query
+    if (need > array.scratchpad).any():
+        worst = int(np.argmax(need))
+        path = chosen[worst][0].op.path
         raise ValueError(
-            f"{array.name}: a block of {int(gm.max())} queries and its keys does not fit the scratchpad of "
-            f"{array.scratchpad / 1024:,.1f} KiB; give it more, or a smaller array"
+            f"{array.name}: a block of {int(least[worst])} queries{f' of {path!r}' if path else ''} and its keys needs "
+            f"{need[worst] / 1024:,.1f} KiB of scratchpad, it has {array.scratchpad / 1024:,.1f} KiB; give it more, or "
+            "a smaller array"
         )
+    block = (array.scratchpad - tiles_kv) / per_query
     once = kv * all_keys * (dim + value) * a
     passes = np.where(all_keys * (dim + value) * a <= array.scratchpad / 2, 1.0, np.ceil(queries / block))
     dram = size + once * (passes - 1)

@@ -100,7 +100,8 @@ def tile(work: Products, size: Operands, array: Systolic, warm: bool, names: tup
     moved_a = np.where(resident[:, None], 0.0, once_a[:, None] * loads_a * halo)
     moved_b = np.where((resident & (size.stored == 0))[:, None], 0.0, once_b[:, None] * loads_b)
     traffic = np.where(np.isfinite(tm) & (tm > 0) & (tn > 0), moved_a + moved_b, np.inf)
-    best = np.argmin(traffic + np.where(np.isfinite(traffic), 1e-9 * rows * traffic, 0.0), axis=1)[:, None]
+    pieces = columns if array.dataflow == "is" else rows  # parts a stream comes in: at equal traffic, the fewest
+    best = np.argmin(traffic + np.where(np.isfinite(traffic), 1e-9 * pieces * traffic, 0.0), axis=1)[:, None]
 
     def take(values: Floats) -> Floats:
         return np.take_along_axis(np.broadcast_to(values, traffic.shape), best, axis=1)[:, 0]

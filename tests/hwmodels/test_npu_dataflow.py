@@ -167,6 +167,14 @@ def test_tiles_fit_and_come_close_to_an_exhaustive_search(shape, room):
     assert ORDERS[int(found.order[0])]
 
 
+@pytest.mark.parametrize(("dataflow", "streams"), [("ws", "tm"), ("is", "tn")])
+def test_where_everything_fits_streams_are_whole(dataflow, streams):
+    """Cutting what streams costs a fill and a drain per piece, and here saves no traffic."""
+    array = replace(ARRAY, dataflow=dataflow, scratchpad=1e6)
+    found = tile(_work(90, 80, 70), _operands(), array, warm=False)
+    assert getattr(found, streams)[0] == {"tm": 90, "tn": 80}[streams]
+
+
 def test_a_scratchpad_smaller_than_one_tile_says_what_is_needed():
     with pytest.raises(ValueError, match=r"t: one tile of 'layer.0' needs 0\.2 KiB of scratchpad, it has 0\.1 KiB"):
         tile(_work(64, 64, 64), _operands(), replace(ARRAY, scratchpad=100.0), False, ("layer.0",))

@@ -13,6 +13,7 @@ from hwmodels.npu import (
     explain,
     in_equal_area,
     joules,
+    materialised,
     systolic,
 )
 from hwmodels.npu.energy import nodes, parse_energy
@@ -154,10 +155,33 @@ def test_keys_and_values_that_do_not_fit_are_read_once_per_block_of_queries():
     small, tiny = _with_sram(2.0**20), _with_sram(4096.0)
     large, less = (explain(h.estimate(op, "bf16", d, model="systolic")).dram_bytes for d in (dev, small))
     assert less > large
-    with pytest.raises(ValueError, match=r"a block of 128 queries .* does not fit the scratchpad of 4\.0 KiB"):
-        h.estimate(op, "bf16", tiny, model="systolic")
+    # two tiles of 128 keys and values of 128 bf16, and for each of 128 queries itself twice, its sums and its scores
+    need = (2 * 128 * 256 * 2 + 128 * (2 * 128 * 2 + 4 * 128 + 4 * 128)) / 1024
+    with pytest.raises(ValueError, match=rf"128 queries of 'a' and its keys needs {need:.1f} KiB .* it has 4\.0 KiB"):
+        h.estimate(replace(op, path="a"), "bf16", tiny, model="systolic")
+    assert h.estimate(op, "bf16", _with_sram(1024 * need), model="systolic").time_s > 0
     with pytest.raises(ValueError, match=r"one tile of 'linear' needs .* KiB of scratchpad, it has 4.0 KiB"):
         h.estimate(OPS[0], "bf16", tiny, model="systolic")
+
+
+def test_attention_in_three_kernels_does_the_same_products_and_moves_its_scores():
+    plain = h.Attention(batch=2, heads=4, queries=512, keys=256, head_dim=64, value_dim=32, path="a", count=3)
+    masked = h.Attention(heads=2, queries=64, keys=64, head_dim=32, causal=True, path="b")
+    work = h.Workload(name="w", ops=(plain, OPS[0], masked))
+    three = materialised(work)
+    assert [type(op).__name__ for op in three.ops] == [
+        *("Gemm", "Softmax", "Gemm", "Gemm", "Gemm", "Elementwise", "Softmax", "Gemm")
+    ]
+    assert [op.path for op in three.ops] == ["a"] * 3 + ["linear"] + ["b"] * 4
+    assert sum(op.macs for op in three.ops[:3]) == plain.macs
+    assert {op.count for op in three.ops[:3]} == {3}
+    assert sum(op.macs for op in three.ops[4:]) == 2 * 64 * 64 * 64  # a mask saves nothing
+    one, apart = (
+        explain(h.estimate(w, "bf16", "my-npu", cache="cold", model="systolic"))
+        for w in (h.Workload(name="w", ops=(plain,)), h.Workload(name="w", ops=three.ops[:3]))
+    )
+    assert apart.dram_bytes - one.dram_bytes == 3 * 4 * 2 * 4 * 512 * 256 * 2  # scores: out, in, out, in
+    assert apart.ideal == pytest.approx(one.ideal, rel=1e-15)  # added up in another order
 
 
 @pytest.mark.parametrize("node", nodes())

@@ -257,6 +257,11 @@ def test_missing_sections_take_named_defaults():
         ("UseRamulatorTrace: False", "UseRamulatorTrace: True", "UseRamulatorTrace is on"),
         ("IfmapSRAMBankNum: 1", "IfmapSRAMBankNum: 3", "IfmapSRAMBankNum is 3; allowed: a divisor of .* = 10"),
         ("[general]", "general", "my.cfg: not a SCALE-Sim configuration"),
+        (
+            "[layout]",
+            "",
+            r"my.cfg: \[architecture_presets\] IfmapCustomLayout is not read there; move it to \[layout\]",
+        ),
     ],
 )
 def test_a_bad_config_is_one_line_that_names_the_key(old, new, message):

@@ -69,6 +69,9 @@ class _Reader:
         found = self.parser.get(section, key, fallback=None)
         if found is not None:
             return found.strip()
+        elsewhere = [name for name in self.parser.sections() if self.parser.has_option(name, key)]
+        if elsewhere:
+            raise ValueError(f"{self.file}: [{elsewhere[0]}] {key} is not read there; move it to [{section}]")
         if default is None:
             raise ValueError(f"{self.file}: [{section}] {key} is missing; it has no default")
         self.assumed.append(f"[{section}] {key} = {default}")
