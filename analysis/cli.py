@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from analysis import commands
+from analysis.extras import install
 from fpsim._names import printable
 
 DESCRIPTION = """\
@@ -57,6 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
+    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    return _run(arguments) if debug else _guarded(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.version:
@@ -67,11 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
-    if options.debug:
-        return int(options.run(options) or 0)
+    return int(options.run(options) or 0)
+
+
+def _guarded(arguments: Sequence[str] | None) -> int:
+    """The same; whatever goes wrong is one line and an exit code, from the first import on."""
     sys.excepthook = _bug
     try:
-        return int(options.run(options) or 0)
+        return _run(arguments)
     except BrokenPipeError:
         # The reader of our output (`head`) is gone; keep the interpreter from failing again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("fpsim", "hwmodels", "analysis"):
             raise
-        _complain(f"the package {error.name!r} is missing; install it: pip install {error.name}")
+        _complain(f"the package {error.name!r} is missing; install it: {install(error.name)}")
         return 2
     except (ValueError, OSError) as error:
         _complain(_one_line(error))

@@ -74,8 +74,31 @@ class Cluster:
         import joblib
 
         work = (joblib.delayed(perform)(str(self.directory), index, task) for index, task in enumerate(tasks))
-        for index in self._parallel(work):
+        if self.where.backend != "ray":
+            for index in self._parallel(work):
+                yield index, {"done": True}
+            return
+        for index in self._seen(tasks, work):
             yield index, {"done": True}
+
+    def _seen(self, tasks: Sequence[Any], work: Iterator[Any]) -> Iterator[int]:
+        """Ray's joblib backend tells nothing until all is done; batches that are there say it themselves."""
+        from concurrent.futures import ThreadPoolExecutor
+        from concurrent.futures import wait as wait_for
+
+        from analysis.store import RunDirectory
+
+        aside = ThreadPoolExecutor(1)
+        all_of_it = aside.submit(lambda: list(self._parallel(work)))
+        aside.shutdown(wait=False)
+        run, left = RunDirectory(path=self.directory), set(range(len(tasks)))
+        while not all_of_it.done():
+            wait_for([all_of_it], timeout=0.5)
+            there = {index for index in left if run.batch_path(tasks[index].get("identity", "")).exists()}
+            yield from sorted(there)
+            left -= there
+        all_of_it.result()  # raises what a worker raised
+        yield from sorted(left)
 
 
 @contextlib.contextmanager

@@ -47,12 +47,13 @@ def measure(
             kept[batch.identity] = images
             if each is not None:
                 each(batch, images)
-    if missing:
+    unknown = [Preparation(row=index) for index in layers_missing(plan, directory, missing)]
+    if missing or unknown:
         usual = min(cores(), MOST) if plan.device == "cpu" else max(1, len(gpus(plan.device)))
-        count = min(workers or usual, len(missing))
+        count = min(workers or usual, len(missing) + len(unknown))
         LOG.info("%d of %d batches to measure, %d workers", len(missing), len(plan.batches), count)
         log = directory.path / "run.log"
-        work = tasks(plan, missing, 1 if where.launched else count)
+        work = [*unknown, *tasks(plan, missing, 1 if where.launched else count)]
         pool: Workers | Cluster | Launched
         if where.launched:
             pool = Launched(directory.path, [plan.work(task) for task in work], plan.device)
@@ -74,6 +75,16 @@ def measure(
         parts = sorted((batch for batch in plan.batches if batch.row == index), key=lambda batch: batch.start)
         found[row.label] = np.concatenate([kept[batch.identity] for batch in parts])
     return found
+
+
+def layers_missing(plan: Plan, directory: RunDirectory, missing: Sequence[Batch]) -> list[int]:
+    """Rows whose pictures are all there, and of which nobody knows what became of the layers: lost, or damaged."""
+    being_made = {batch.row for batch in missing}
+    return [
+        index
+        for index, row in enumerate(plan.rows)
+        if row.role == "configuration" and index not in being_made and directory.layers(plan.quantization(row)) is None
+    ]
 
 
 def tasks(plan: Plan, missing: Sequence[Batch], workers: int) -> list[Task]:

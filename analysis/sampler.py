@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.experiment import Experiment
 from analysis.plan import Batch, Plan, Row, calibration_captions, sources
-from analysis.store import RunDirectory, write_json
+from analysis.store import RunDirectory, discard_damaged, is_sealed, seal, write_json
 from analysis.workers import quiet, serve
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Sampler:
         quality = self.plan.experiment.quality
         file = None if self.folder is None else self.folder / "calibration.json"
         with self._alone("calibration"), self._ticking(self.pipeline, "calibration"):
+            if file is not None:
+                discard_damaged(file)
             return calibrate(self.pipeline, captions, steps=quality.steps, guidance=quality.guidance, resume=file)
 
     def quantized(self, row: Row) -> DiffusionPipeline:
@@ -77,21 +79,22 @@ class Sampler:
         def make() -> DiffusionPipeline:
             method, options = row.configuration.method, dict[str, Any](row.configuration.options)
             made = quantize(self.pipeline, row.scheme, method=method, calibration=self.calibration, **options)
-            if run is not None and not run.layers_path(identity).exists():
+            if run is not None and run.layers(identity) is None:
                 write_layers(run, identity, report_of(made))
             return made
 
         identity = self.plan.quantization(row)
         run = None if self.folder is None else RunDirectory(path=self.folder)
-        if self.folder is None or not row.preparation:
+        if self.folder is None or run is None or not row.preparation:
             return make()
         place = self.folder / "quantized" / identity[:16]
         self.calibration  # noqa: B018 - before the lock: it has a lock of its own
         with self._alone(identity[:16]):
-            if place.exists():
+            if run.layers(identity) is not None and is_sealed(place):
                 return restore(self.pipeline, place)
             made = make()
             save(made, place)
+            seal(place)
         return made
 
     @contextlib.contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.artifacts import comma_separated
+from analysis.extras import install
 from analysis.pareto import front
 from analysis.pricing import FALLBACK, NOT_SUPPORTED
 from analysis.projection import Projection
@@ -70,7 +71,7 @@ def check_parquet() -> None:
     import importlib.util
 
     if importlib.util.find_spec("pyarrow") is None:
-        raise ValueError("Parquet files need the package 'pyarrow', which is missing; pip install 'fpsim[parquet]'")
+        raise ValueError(f"Parquet files need the package 'pyarrow', which is missing; {install('pyarrow')}")
 
 
 def parquet_bytes(frame: pd.DataFrame) -> bytes:

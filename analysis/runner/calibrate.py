@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from analysis.runner.load import denoiser_name
 from analysis.runner.padding import unpadded
 from analysis.runner.sample import Progress, call, check
+from analysis.store import read_json, write_json
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -140,9 +141,7 @@ def calibrate(
         done = {**settings, "captions": tuple(captions[:stop]), "seeds": tuple(seeds[:stop])}
         found = _merged(found, Calibration(**watch.result(), **done))  # type: ignore[arg-type]
         if file is not None:
-            part = file.with_name(file.name + ".part")
-            part.write_text(found.to_json(), encoding="utf-8")
-            part.replace(file)
+            write_json(file, json.loads(found.to_json()))  # with its own hash
         if progress is not None:
             progress(stop, len(captions))
     if found is None:  # check() refused empty captions
@@ -153,7 +152,7 @@ def calibrate(
 def _resumed(file: Path, settings: Mapping[str, Any]) -> Calibration:
     """The calibration in `file`, which must be the beginning of the one that `settings` describes."""
     try:
-        found = Calibration.from_json(file.read_text(encoding="utf-8"))
+        found = Calibration.from_json(json.dumps(read_json(file)))
     except ValueError as error:
         raise ValueError(f"{file} cannot be resumed: {error}; delete it to start again") from None
     count = len(found.captions)

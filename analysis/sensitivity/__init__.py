@@ -239,7 +239,7 @@ def run(study: Study, runs: Path = Path("runs"), device: str = "cpu", progress: 
     from analysis.plan import held_out, surroundings
     from analysis.runner import calibrate, load
     from analysis.sensitivity.kept import keep
-    from analysis.store import RunDirectory, digest, write_atomic
+    from analysis.store import RunDirectory, digest, discard_damaged, write_atomic
 
     row = embedded.PIPELINES.get(study.pipeline)
     folder = Path(study.pipeline) if row is None else row.directory
@@ -253,6 +253,7 @@ def run(study: Study, runs: Path = Path("runs"), device: str = "cpu", progress: 
     tell = progress or (lambda *_: None)
     with directory.lock():
         pipe = load(study.pipeline, device=device)
+        discard_damaged(directory.path / "calibration.json")
         captions = held_out(study.captions, (1, 2, 3, 4), study.seed + 1_000_003).captions()
         calibration = calibrate(
             pipe,

@@ -3,9 +3,12 @@
 import json
 import math
 import os
+import re
 import resource
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +19,9 @@ import hwmodels
 from analysis import cli, registry
 from analysis.commands import show
 from analysis.commands._text import WIDTH, table
+from analysis.extras import EXTRAS, install
+
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 ESTIMATE = ["estimate", "gemm", "4096", "4096", "4096", "--spec", "fp8", "--device", "h200-sxm"]
 INSTANT = [
@@ -253,3 +259,25 @@ def test_values_that_json_does_not_know_are_named(capsys: pytest.CaptureFixture[
     assert card["values"][0xFC] == "-Inf"
     assert card["values"][0x7D] == "NaN"
     assert math.copysign(1, show.format_card("e5m2")["values"][0x80]) == -1
+
+
+def test_packages_of_extras_are_asked_for_by_extra() -> None:
+    extras = tomllib.loads(PROJECT.read_text())["project"]["optional-dependencies"]
+    for package, extra in EXTRAS.items():
+        named = package.replace("_", "-")
+        assert any(
+            row.startswith((f"{named}>", f"{named}-", f"{named}[")) or f"[{named}]" in row for row in extras[extra]
+        )
+        assert install(f"{package}.inside") == f"pip install 'fpsim[{extra}]'"
+    rows = [row for name in ("rtl", "distributed", "metrics", "parquet") for row in extras[name]]
+    assert {re.split(r"[>\[]", row)[0].replace("-", "_") for row in rows} <= set(EXTRAS)
+    assert install("scipy.sparse") == "pip install scipy"
+
+
+def test_ctrl_c_while_loading_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "build_parser", interrupted)
+    assert cli.main(["list", "formats"]) == 130
+    assert capsys.readouterr().err == "fpsim: stopped\n"

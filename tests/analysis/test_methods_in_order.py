@@ -15,6 +15,7 @@ from analysis.runner.lockstep import Lockstep, _Run
 from analysis.runner.quantize import plan
 from analysis.runner.samples import Call, collect, joined, replay, singles, take
 from analysis.scheme import scheme
+from analysis.store import read_json
 from fpsim.nn import Concatenated, QuantizedLayer, scaling
 
 CAPTIONS = ["a red ring", "two blue squares", "green", "small dots"]
@@ -133,8 +134,7 @@ def test_calibration_goes_on_where_it_was_killed(unet: DiffusionPipeline, tmp_pa
 
     with pytest.raises(KeyboardInterrupt):
         calibrate(unet, CAPTIONS, steps=2, batch_size=1, resume=file, progress=kill)
-    begun = Calibration.from_json(file.read_text())
-    assert begun.captions == tuple(CAPTIONS[:2])
+    assert read_json(file)["captions"] == CAPTIONS[:2]
     counted: list[int] = []
     resumed = calibrate(
         unet, CAPTIONS, steps=2, batch_size=1, resume=file, progress=lambda done, _: counted.append(done)
@@ -144,9 +144,11 @@ def test_calibration_goes_on_where_it_was_killed(unet: DiffusionPipeline, tmp_pa
     assert calibrate(unet, CAPTIONS, steps=2, batch_size=1, resume=file) == whole
     with pytest.raises(ValueError, match=r"ranges\.json was made with other steps"):
         calibrate(unet, CAPTIONS, steps=3, batch_size=1, resume=file)
-    file.write_text(file.read_text()[:100])
-    with pytest.raises(ValueError, match=r"cannot be resumed: .*delete it"):
-        calibrate(unet, CAPTIONS, steps=2, batch_size=1, resume=file)
+    whole_file = file.read_text()
+    for damaged in (whole_file[:100], whole_file.replace("1", "2", 1)):
+        file.write_text(damaged)
+        with pytest.raises(ValueError, match=r"cannot be resumed: .*delete it"):
+            calibrate(unet, CAPTIONS, steps=2, batch_size=1, resume=file)
 
 
 # -- lockstep ---------------------------------------------------------------------------------------------------------

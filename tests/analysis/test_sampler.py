@@ -16,6 +16,7 @@ from analysis.commands import whatif as command
 from analysis.experiment import Experiment, Sweep
 from analysis.plan import described
 from analysis.sampler import Sampler
+from analysis.store import RunDirectory
 from analysis.whatif import make_plan
 
 TEXT = """
@@ -46,7 +47,8 @@ def test_workers_share_calibration_and_quantized_pipelines_and_find_them_again(
     first = Sampler(plan, folder=tmp_path)
     made = {label: first.images(batches[label]) for label in ("fp4-w4a8", "fp4-w4a8 gptq")}
     row = next(row for row in plan.rows if row.label == "fp4-w4a8 gptq")
-    assert [path.name for path in (tmp_path / "quantized").iterdir()] == [plan.quantization(row)[:16]]
+    place = tmp_path / "quantized" / plan.quantization(row)[:16]
+    assert set((tmp_path / "quantized").iterdir()) == {place, place.with_name(f"{place.name}.json")}
     assert len(json.loads((tmp_path / "calibration.json").read_text())["captions"]) == 2
 
     def refuse(*_: object, **__: object) -> None:
@@ -58,6 +60,33 @@ def test_workers_share_calibration_and_quantized_pipelines_and_find_them_again(
     assert second.calibration == first.calibration
     assert np.array_equal(second.images(batches["fp4-w4a8 gptq"]), made["fp4-w4a8 gptq"])
     assert not np.array_equal(made["fp4-w4a8"], made["fp4-w4a8 gptq"])
+
+
+def test_what_is_kept_and_damaged_is_made_again(
+    experiment: Experiment, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.set_num_threads(1)
+    plan = make_plan(experiment)
+    row = next(row for row in plan.rows if row.label == "fp4-w4a8 gptq")
+    identity = plan.quantization(row)
+    run, place = RunDirectory(path=tmp_path), tmp_path / "quantized" / identity[:16]
+
+    def weights(sampler: Sampler) -> dict[str, torch.Tensor]:
+        return dict(sampler.quantized(row).transformer.state_dict())
+
+    first = weights(Sampler(plan, folder=tmp_path))
+    calibration, layers = tmp_path / "calibration.json", run.layers_path(identity)
+    for file in (calibration, next(place.glob("*.safetensors")), place / "config.json", layers):
+        whole = file.read_bytes()
+        broken = bytearray(whole)
+        broken[len(whole) // 2] ^= 1
+        file.write_bytes(bytes(broken))
+        caplog.clear()
+        again = weights(Sampler(plan, folder=tmp_path))
+        assert file.read_bytes() == whole
+        assert again.keys() == first.keys()
+        assert all(torch.equal(again[name], value) for name, value in first.items())
+        assert file == layers or f"{file} is damaged" in caplog.text
 
 
 def test_the_device_is_part_of_what_results_depend_on(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,22 @@ def test_json_round_trip_and_damage(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(DamagedFile, match="not a file that fpsim wrote"):
         store.read_json(path)
+    deep = "[" * 400 + "]" * 400  # read without trouble, but a hash is taken of it
+    texts = (
+        "[" * 100_000,
+        f'{{"sha256": "0", "a": {deep}}}',
+        '{"sha256": "0", "a": NaN}',
+        '{"sha256": "0", "a": 1e999}',
+    )
+    for text in (*texts, "\xff"):
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(DamagedFile, match="is damaged"):
+            store.read_json(path)
+    store.discard_damaged(path)
+    assert not path.exists()
+    store.write_json(path, value)
+    store.discard_damaged(path)
+    assert store.read_json(path) == value
 
 
 def test_digest_ignores_order_and_refuses_what_json_cannot_say() -> None:
@@ -100,6 +116,76 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path, mo
         store.write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def sealed(root: Path) -> Path:
+    folder = root / "weights"
+    (folder / "part").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "part" / "weights.safetensors").write_bytes(bytes(range(256)) * 40)
+    store.seal(folder)
+    return folder
+
+
+def test_any_change_of_a_sealed_folder_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = sealed(tmp_path)
+    assert store.is_sealed(folder)
+    weights, seal = folder / "part" / "weights.safetensors", tmp_path / "weights.json"
+    whole = weights.read_bytes()
+    for position in (0, 5000, len(whole) - 1):
+        broken = bytearray(whole)
+        broken[position] ^= 1
+        weights.write_bytes(bytes(broken))
+        assert not store.is_sealed(folder)
+        assert f"{weights} is damaged" in caplog.text
+    for data in (whole[:-1], whole + b"\0", b""):
+        weights.write_bytes(data)
+        assert not store.is_sealed(folder)
+    weights.unlink()
+    assert not store.is_sealed(folder)
+    weights.write_bytes(whole)
+    assert store.is_sealed(folder)
+    (folder / "more").write_text("")
+    assert not store.is_sealed(folder)
+    (folder / "more").unlink()
+    seal.write_text(seal.read_text().replace("config", "konfig"))
+    assert not store.is_sealed(folder)
+    seal.unlink()
+    assert not store.is_sealed(folder)
+
+
+def test_an_output_is_whole_or_what_was_there_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "table.csv"
+    store.write_output(path, "old\n")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            store.write_output(path, "new\n")
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "old\n"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OSError, match="No such directory") as caught:
+        store.write_output(tmp_path / "nowhere" / "table.csv", "")
+    assert caught.value.filename == str(tmp_path / "nowhere")
+
+
+def test_links_and_pipes_are_written_to_and_not_replaced(tmp_path: Path) -> None:
+    target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
+    target.write_text("old")
+    link.symlink_to(target)
+    store.write_output(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    store.write_output(pipe, "through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
 def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
@@ -164,19 +250,21 @@ def test_batches_are_adopted_from_a_run_beside_it_unless_damaged(tmp_path: Path)
     np.testing.assert_array_equal(found, pictures())
 
 
-def test_damaged_manifest_says_what_to_delete(tmp_path: Path) -> None:
-    run = directory(tmp_path)
-    run.manifest_path.write_text(run.manifest_path.read_text().replace('"test"', '"tess"'))
-    with pytest.raises(ValueError, match=f"does not match its hash; delete {run.path} and start again"):
-        directory(tmp_path)
-
-
-def test_lost_manifest_beside_pictures_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["edited", "cut", "nested", "gone"])
+def test_a_manifest_that_is_damaged_or_lost_is_written_again(damage: str, tmp_path: Path) -> None:
     run = directory(tmp_path)
     run.save(IDENTITY, pictures())
-    run.manifest_path.unlink()
-    with pytest.raises(ValueError, match=r"has pictures but no experiment\.json"):
-        directory(tmp_path)
+    whole = run.manifest_path.read_bytes()
+    texts = {"edited": whole.replace(b'"test"', b'"tess"'), "cut": whole[:40], "nested": b"[" * 100_000}
+    if damage == "gone":
+        run.manifest_path.unlink()
+    else:
+        run.manifest_path.write_bytes(texts[damage])
+        with pytest.raises(ValueError, match=r"is damaged: .*; the command that made it repairs it"):
+            RunDirectory.existing(run.path)
+    again = directory(tmp_path)
+    assert run.manifest_path.read_bytes() == whole
+    assert again.load(IDENTITY) is not None
 
 
 def test_another_experiment_under_the_same_name_is_an_error(tmp_path: Path) -> None:
