@@ -107,6 +107,8 @@ def _called(metric: Metric, function: Callable[..., Any], *given: Any) -> Any:
 
 def _checked(metric: Metric, given: Any, count: int, start: int) -> npt.NDArray[np.float64]:
     blame = _blame(metric.name, metric.package)
+    if given is None:
+        raise ValueError(f"{blame} must give one number per image, not None, where there is a reference")
     try:
         found = np.asarray(given.cpu() if hasattr(given, "cpu") else given, dtype=np.float64)
     except (TypeError, ValueError) as error:

@@ -164,7 +164,7 @@ def clip_score(model: Any = None, processor: Any = None) -> Callable[..., Tensor
 
     if model is None:
         model, processor = _clip()
-    scorer = CLIPScore(model_name_or_path=lambda: (model, processor))
+    scorer = CLIPScore(model_name_or_path=lambda: (_tensors(model), processor))
 
     def score(images: Tensor, reference: Tensor | None, prompts: Sequence[str]) -> Tensor:
         import torch
@@ -178,6 +178,26 @@ def clip_score(model: Any = None, processor: Any = None) -> Callable[..., Tensor
         return _per_video(torch.stack(found), images)
 
     return score
+
+
+def _tensors(model: Any) -> Any:
+    """A CLIP model whose features are tensors, as torchmetrics expects; since transformers 5 they are outputs."""
+    import torch
+
+    class Tensors(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.config = model, model.config
+
+        def get_image_features(self, *given: Any) -> Any:
+            made = self.inner.get_image_features(*given)
+            return getattr(made, "pooler_output", made)
+
+        def get_text_features(self, *given: Any) -> Any:
+            made = self.inner.get_text_features(*given)
+            return getattr(made, "pooler_output", made)
+
+    return Tensors()
 
 
 def _clip() -> tuple[Any, Any]:
