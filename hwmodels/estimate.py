@@ -28,6 +28,7 @@ from .lower import MODES, Mode, Program, kept, program, single
 from .npu.array import find_array
 from .npu.model import NOTE as SYSTOLIC_NOTE
 from .npu.model import price_systolic
+from .npu.vector import cut_notes
 from .ops import Op
 from .precision import Precision, PrecisionLike, PrecisionMap, Shorthand, kernel_precision, precision_map
 from .pricing import (
@@ -316,7 +317,7 @@ def estimate(
         exact=all(e is None or e.exact for e in executions),
         notes=(
             *((why,) if why else ()),
-            *((SYSTOLIC_NOTE,) if array else ()),
+            *((SYSTOLIC_NOTE, *cut_notes(zip((k.op for k in kernels), executions, strict=True))) if array else ()),
             *_notes(executions, dev, mach, mode, limited, array is not None),
             *(work.notes if isinstance(work, Workload) else ()),
         ),

@@ -26,7 +26,7 @@ from ..roofline import Floats, Times
 from .array import Systolic
 from .dataflow import Cycles, Products, cycles
 from .tiling import RESIDENT, Operands, Tiles, smallest, tile
-from .vector import scaled, sum_limit, widened
+from .vector import cuts, scaled, widened
 
 if TYPE_CHECKING:
     from ..estimate import Estimate
@@ -172,13 +172,12 @@ def _products(chosen: Chosen, array: Systolic, warm: bool) -> SystolicTimes:
         w, a, out = (bits / 8 for bits in kernel.precision.widths(op))
         read = op.traffic.reads if isinstance(op, Conv) else gemm.batch * gemm.m * gemm.k
         wide_a, wide_w = widened(kernel.precision, run)
-        limit = sum_limit(run.rate.activation, run.rate.weight, run.rate.accumulator)
         rows.append(
             (
                 *(gemm.m, gemm.n, gemm.k, gemm.batch, array.packing(run.rate), a, w if gemm.parameter else a, out),
                 *(read / (gemm.batch * gemm.m * gemm.k), _halo(kernel), gemm.parameter, kernel.flops),
                 *(scaled(kernel.precision), wide_a, wide_w),
-                *(max(np.ceil(gemm.k / limit), 1.0) - 1, 2 * op.traffic.wide),
+                *(cuts(gemm.k, run.rate), 2 * op.traffic.wide),
             )
         )
     c = [column.copy() for column in np.array(rows, dtype=np.float64).T]
@@ -213,10 +212,11 @@ def _attention(chosen: Chosen, array: Systolic, warm: bool) -> SystolicTimes:
             raise TypeError(f"{op!r} is no attention")
         _, a, _ = (bits / 8 for bits in kernel.precision.widths(op))
         value = op.value_dim or op.head_dim
+        parts = op.keys * cuts(op.head_dim, run.rate) + value * cuts(op.keys, run.rate)
         rows.append(
             (
                 *(op.batch * op.heads, op.queries, op.pairs / op.queries, op.head_dim, value),
-                *(array.packing(run.rate), a, kernel.bytes, kernel.flops),
+                *(array.packing(run.rate), a, kernel.bytes, kernel.flops + op.batch * op.heads * op.queries * parts),
                 *(op.batch * (op.kv_heads or op.heads), op.keys),
             )
         )

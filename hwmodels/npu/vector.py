@@ -13,13 +13,19 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from fpsim.formats import BlockFormat, Format
 from fpsim.formats import format as format_row
 
 from ..fallback import Execution
+from ..ops import Attention, Conv, Gemm, Op
 from ..precision import Precision, stored_bits
+
+if TYPE_CHECKING:
+    from ..device import ComputeRate
 
 
 def _largest(row: Format) -> float:
@@ -42,6 +48,35 @@ def sum_limit(activation: str, weight: str, accumulator: str) -> float:
             f"an {accumulator} accumulator overflows on one product of {activation} and {weight}; allowed: wider ones"
         )
     return float(limit)
+
+
+def cuts(length: float, rate: ComputeRate) -> float:
+    """Additions outside the array that a sum of `length` products takes: one per part beyond the first."""
+    limit = sum_limit(rate.activation, rate.weight, rate.accumulator)
+    return max(math.ceil(length / limit), 1) - 1.0
+
+
+def cut_notes(chosen: Iterable[tuple[Op, Execution | None]]) -> tuple[str, ...]:
+    """One line per accumulator that is too narrow for some sum."""
+    longest: dict[tuple[str, str, str], int] = {}
+    for op, execution in chosen:
+        if execution is not None:
+            length = _longest_sum(op)
+            if cuts(length, execution.rate):
+                key = execution.rate.key
+                longest[key] = max(longest.get(key, 0), length)
+    return tuple(
+        f"{a} x {w} into {accumulator}: sums of more than {sum_limit(a, w, accumulator):,.0f} products (here up to "
+        f"{length:,}) are cut, and their parts added up on the vector unit"
+        for (a, w, accumulator), length in longest.items()
+    )
+
+
+def _longest_sum(op: Op) -> int:
+    if isinstance(op, Attention):
+        return max(op.head_dim, op.keys)
+    found = op.gemm() if isinstance(op, Conv) else op
+    return found.k if isinstance(found, Gemm) else 0
 
 
 def scaled(precision: Precision) -> bool:

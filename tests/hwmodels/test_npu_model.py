@@ -7,6 +7,7 @@ import pytest
 
 import hwmodels as h
 from hwmodels import rtl
+from hwmodels.fallback import Execution
 from hwmodels.npu import (
     NotSystolic,
     energies,
@@ -19,7 +20,7 @@ from hwmodels.npu import (
 from hwmodels.npu.energy import nodes, parse_energy
 from hwmodels.npu.gates import adder_gates, element_gates, gate_counts, gates, known_counts
 from hwmodels.npu.model import PARTS, price_systolic
-from hwmodels.npu.vector import sum_limit
+from hwmodels.npu.vector import cuts, sum_limit
 
 NPUS = [name for name in h.DEVICES if h.device(name).npu is not None]
 OPS = (
@@ -131,6 +132,34 @@ def test_narrow_accumulators_cut_long_sums():
         for accumulator in ("int32", "int24")
     )
     assert narrow.vector_ops - wide.vector_ops == 256 * 256 * (-(-2048 // 511) - 1)
+
+
+def test_a_cut_sum_is_noted_once_per_accumulator():
+    narrow = h.Precision(weight="int8", activation="int8", accumulator="int24", output="int8")
+    work = h.Workload(name="w", ops=(h.Gemm(m=64, n=64, k=2048), h.Gemm(m=64, n=64, k=9000), h.Gemm(m=64, n=64, k=500)))
+    notes = h.estimate(work, narrow, "my-npu", model="systolic").notes
+    said = [note for note in notes if "added up on the vector unit" in note]
+    assert said == [
+        "int8 x int8 into int24: sums of more than 511 products (here up to 9,000) are cut, and their parts added up "
+        "on the vector unit"
+    ]
+    short = h.Workload(name="w", ops=work.ops[2:])
+    assert not any("added up" in note for note in h.estimate(short, narrow, "my-npu", model="systolic").notes)
+
+
+def test_attention_in_a_narrow_accumulator_cuts_its_sums_too():
+    device = h.device("my-npu")
+    rates = {rate.accumulator: rate for rate in device.rates.values() if rate.activation == "int8"}
+    op = h.Attention(batch=2, heads=3, queries=64, keys=2048, head_dim=1024, value_dim=64)
+    assert [cuts(length, rates["int24"]) for length in (64, 511, 512, 1024, 2048)] == [0, 0, 1, 2, 4]
+    kernel = h.estimate(op, "bf16", "my-npu", model="systolic").breakdown.program.distinct[0]
+    array = systolic(device)
+    wide, narrow = (
+        price_systolic([kernel], [Execution(rate=rates[name], native=True, exact=True)], array, True)
+        for name in ("int32", "int24")
+    )
+    # two more parts of each of 2,048 scores, four of each of 64 results, for each of 2 x 3 x 64 queries
+    assert narrow.vector_ops[0] - wide.vector_ops[0] == 2 * 3 * 64 * (2048 * 2 + 64 * 4)
 
 
 def test_the_result_does_not_depend_on_what_else_is_priced():
