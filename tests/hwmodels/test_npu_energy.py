@@ -1,4 +1,4 @@
-"""Joules, leakage and gates of the systolic model: by hand, against the generated circuits, from files with mistakes."""
+"""Joules, leakage and gates of the systolic model: by hand, against generated circuits, from files with mistakes."""
 
 import pytest
 
