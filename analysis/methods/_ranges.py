@@ -144,7 +144,7 @@ def of_activation(
     low, high = min(one[0] for one in seen), max(one[1] for one in seen)
     if ranges == "max-abs" or quantizer.is_block or quantizer.is_cast:
         chosen = quantizer.seen(low, high)
-        return chosen, _static(chosen, seen, rows) if chosen.is_static and not chosen.is_block else None
+        return chosen, static(chosen, seen, rows) if chosen.is_static and not chosen.is_block else None
     rows_of = _candidates(quantizer, split)
     if not quantizer.is_static:
         chosen = min(
@@ -164,13 +164,14 @@ def of_activation(
     step = found.scales.step[0]
     if quantizer.steps == 1:
         return chosen, scaling.Scales(step=step, zero=None if found.scales.zero is None else found.scales.zero[0])
-    whole = _static(replace(chosen, steps=1), ((low, high),), rows)
+    whole = static(replace(chosen, steps=1), ((low, high),), rows)
     shrunk = step / whole.step
     ends = torch.tensor(seen, dtype=torch.float32, device=rows.device).T * shrunk
     return chosen, scaling.from_range(ends[0], ends[1], found.format)
 
 
-def _static(quantizer: "Quantizer", seen: "tuple[tuple[float, float], ...]", like: "Tensor") -> "Scales":
+def static(quantizer: "Quantizer", seen: "tuple[tuple[float, float], ...]", like: "Tensor") -> "Scales":
+    """Scales of static activations from (lowest, highest) in each timestep group, on the device of `like`."""
     import torch
 
     from fpsim.formats import Format

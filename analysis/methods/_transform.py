@@ -1,5 +1,6 @@
 """The transform axis: maps of the input channels that are undone in the weight, and the low-rank side branch."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.methods import Layer
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 Transform = Literal["none", "smooth", "hadamard", "smooth-hadamard"]
 
 _ALPHAS = tuple(i / 10 for i in range(11))
+_ROWS = 256  # of the inputs that factors are judged on
 
 
 def find(layer: Layer, weight: "Tensor", wanted: Transform, block: int, seen: "Statistics | None") -> "Chain | None":
@@ -25,7 +27,9 @@ def find(layer: Layer, weight: "Tensor", wanted: Transform, block: int, seen: "S
     axis = -1 if layer.kind == "Linear" else 1
     parts: list[Smooth | Hadamard] = []
     if wanted.startswith("smooth") and seen is not None and not layer.smoothed:
-        parts.append(Smooth(smooth_factor(layer, weight, seen), axis))
+        factor = smooth_factor(layer, weight, seen)
+        if factor is not None:
+            parts.append(Smooth(factor, axis))
     if wanted.endswith("hadamard"):
         block = largest_block(weight.shape[1], block)
         if block > 1:
@@ -33,35 +37,56 @@ def find(layer: Layer, weight: "Tensor", wanted: Transform, block: int, seen: "S
     return Chain(*parts) if parts else None
 
 
-def smooth_factor(layer: Layer, weight: "Tensor", seen: "Statistics") -> "Tensor":
+def smooth_factor(layer: Layer, weight: "Tensor", seen: "Statistics", powers: bool = False) -> "Tensor | None":
     """s_j = max|x_j|^alpha / max|w_j|^(1 - alpha), alpha from a grid by the error of the quantized product on a sample.
 
-    alpha 0 with the weights already even, or 1, are on the grid; so is no smoothing at all (s = 1).
+    powers : round factors to powers of two, for folding
+    None if no factor has a smaller error than no smoothing; alpha 0 (weights evened out) and 1 are on the grid.
+
+    Each candidate is judged as it will run: static activations with the range that calibration saw behind the factor,
+    not with that of the sample.
     """
     import torch
 
     from analysis.runner.statistics import as_matrix
-    from fpsim.nn import scaling
 
     x_max = seen.channel_max.clamp(min=1e-5)
     w_max = weight.abs().amax([dim for dim in range(weight.ndim) if dim != 1]).clamp(min=1e-5)
-    taps = weight.numel() // (weight.shape[0] * weight.shape[1])
-    rows = seen.rows[:256]
+    rows = seen.rows[:: max(1, len(seen.rows) // _ROWS)][:_ROWS]  # of the whole trajectory
     wanted = rows @ as_matrix(weight).T
-    activation = None if layer.activation is None else layer.activation.seen(float(rows.min()), float(rows.max()))
-    best, chosen = float("inf"), torch.ones_like(x_max)
-    for factor in [torch.ones_like(x_max), *(x_max**a / w_max ** (1 - a) for a in _ALPHAS)]:
+    best, chosen = smoothing_error(layer, weight, seen, rows, wanted, torch.ones_like(x_max)), None
+    for alpha in _ALPHAS:
+        factor = x_max**alpha / w_max ** (1 - alpha)
         factor = factor / (factor.max() * factor.min()).sqrt()
-        w = weight * factor.view(1, -1, *(1,) * (weight.ndim - 2))
-        w = scaling.fake_quantize(w, layer.weight, scaling.find(w, layer.weight, 1), 1)
-        x = rows / factor.repeat(taps)
-        if activation is not None:
-            shaped = x.view(len(x), taps, -1)
-            x = scaling.fake_quantize(shaped, activation, scaling.find(shaped, activation, -1), -1).flatten(1)
-        error = float((x @ as_matrix(w).T - wanted).square().mean())
+        if powers:
+            factor = torch.exp2(torch.round(torch.log2(factor)))
+        error = smoothing_error(layer, weight, seen, rows, wanted, factor)
         if error < best:
             best, chosen = error, factor
     return chosen
+
+
+def smoothing_error(
+    layer: Layer, weight: "Tensor", seen: "Statistics", rows: "Tensor", wanted: "Tensor", factor: "Tensor"
+) -> float:
+    """Mean squared error of the layer's outputs for `rows`, `wanted` in full precision, with one smoothing factor."""
+    from analysis.methods import _ranges
+    from analysis.runner.statistics import as_matrix
+    from fpsim.nn import scaling
+
+    w = weight * factor.view(1, -1, *(1,) * (weight.ndim - 2))
+    w = scaling.fake_quantize(w, layer.weight, scaling.find(w, layer.weight, 1), 1)
+    x = (rows.view(len(rows), -1, len(factor)) / factor).view_as(rows)
+    if layer.activation is not None:
+        ends = float((seen.channel_low / factor).min()), float((seen.channel_high / factor).max())
+        activation = replace(layer.activation.seen(*ends), steps=1)
+        shaped = x.view(len(x), -1, len(factor))
+        if activation.is_static and not activation.is_block:
+            scales: Any = _ranges.static(activation, (ends,), rows)
+        else:
+            scales = scaling.find(shaped, activation, -1)
+        x = scaling.fake_quantize(shaped, activation, scales, -1).flatten(1)
+    return float((x @ as_matrix(w).T - wanted).square().mean())
 
 
 def turn(transform: "Chain | None", rows: "Tensor", weight: "Tensor") -> "Tensor":

@@ -28,12 +28,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from analysis.runner.calibrate import Calibration, calibrate
+from analysis.runner.calibrate import Calibration
 from analysis.runner.load import denoiser_name
 from analysis.runner.padding import unpadded
 from analysis.runner.quantize import replaced, with_denoiser
 from analysis.runner.sample import call
 from analysis.runner.statistics import Statistics, draw
+from fpsim.nn.clock import timestep_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -60,7 +61,8 @@ class Fold:
 def fold(request: "Request") -> "tuple[Request, dict[str, nn.Module]]":
     """The request with smoothing folded wherever that is possible, and the changed modules that are none of its layers.
 
-    Which layers those are is noted in `request.folded`. Calibrated ranges, where they are needed, are measured again.
+    Which layers those are is noted in `request.folded`, and their calibrated ranges are those of the smoothed inputs.
+    Where no factor would make the layers' outputs better there is none, not at run time either.
 
     Raises ValueError without calibration.
     """
@@ -78,21 +80,25 @@ def fold(request: "Request") -> "tuple[Request, dict[str, nn.Module]]":
     inputs = _inputs(request.pipe, seen, {one.targets[0]: layers[one.targets[0]] for one in found})
     working = replaced(denoiser, {})
     found.sort(key=lambda one: isinstance(denoiser.get_submodule(one.source), nn.Linear), reverse=True)
+    ranges = dict(seen.ranges)
     for one in found:
         weights = torch.cat([_weight(working, target).detach().float() for target in one.targets])
-        wanted = smooth_factor(layers[one.targets[0]], weights, inputs[one.targets[0]])
-        apply(working, one, torch.exp2(torch.round(torch.log2(wanted))))
-    pipe = with_denoiser(request.pipe, name, working)
-    again: Calibration = seen
-    if any(layer.activation is not None and layer.activation.needs_calibration for layer in request.layers):
-        again = calibrate(pipe, seen.captions, seen.seeds, seen.steps, seen.guidance)
-    request.folded.update({target: one.source for one in found for target in one.targets})
+        statistics, by_time = inputs[one.targets[0]]
+        factor = smooth_factor(layers[one.targets[0]], weights, statistics, powers=True)
+        if factor is None:
+            continue
+        apply(working, one, factor)
+        request.folded.update(dict.fromkeys(one.targets, one.source))
+        ranges |= dict.fromkeys(one.targets, _divided(by_time, factor))
+    decided = {target for one in found for target in one.targets}
     moved = tuple(
-        replace(layer, module=working.get_submodule(layer.path), smoothed=layer.path in request.folded)
+        replace(layer, module=working.get_submodule(layer.path), smoothed=layer.path in decided)
         for layer in request.layers
     )
-    changed = {one.source: working.get_submodule(one.source) for one in found if one.source not in layers}
-    return replace(request, pipe=pipe, layers=moved, calibration=again), changed
+    sources = {one.source for one in found if one.source not in layers and one.targets[0] in request.folded}
+    changed = {source: working.get_submodule(source) for source in sources}
+    pipe = with_denoiser(request.pipe, name, working)
+    return replace(request, pipe=pipe, layers=moved, calibration=replace(seen, ranges=ranges)), changed
 
 
 def one_call(pipe: "DiffusionPipeline", seen: Calibration) -> _Call:
@@ -230,34 +236,59 @@ def _behind_norms(denoiser: nn.Module, given: _Call) -> list[Fold]:
     ]
 
 
-def _inputs(pipe: "DiffusionPipeline", seen: Calibration, layers: "Mapping[str, Layer]") -> "dict[str, Statistics]":
-    """Rows and channel extremes of the inputs of some layers along the calibration trajectories; no Gram matrices."""
+#: One timestep's (lowest, highest) of each channel, by timestep.
+_Ends = dict[float, tuple[Tensor, Tensor]]
+
+
+def _inputs(
+    pipe: "DiffusionPipeline", seen: Calibration, layers: "Mapping[str, Layer]"
+) -> "dict[str, tuple[Statistics, _Ends]]":
+    """Inputs of some layers along the calibration trajectories: rows, and each channel's ends; no Gram matrices."""
     starts = range(0, len(seen.captions), BATCH)
     count = -(-ROWS // (len(starts) * seen.steps))
     generator = torch.Generator().manual_seed(0)
     rows: dict[str, list[Tensor]] = {path: [] for path in layers}
-    most: dict[str, Tensor] = {}
+    ends: dict[str, _Ends] = {path: {} for path in layers}
+    denoiser: nn.Module = getattr(pipe, denoiser_name(pipe))
+    now = [0.0]
+
+    def tick(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        now[0] = timestep_of(args, kwargs)
 
     def hook(path: str) -> Any:
         def watch(module: Any, args: tuple[Tensor, ...]) -> None:
             x = args[0].detach()
             flat = x.flatten(0, -2) if isinstance(module, nn.Linear) else x.movedim(1, -1).flatten(0, -2)
-            top = flat.abs().amax(0).float()
-            most[path] = torch.maximum(most[path], top) if path in most else top
+            low, high = flat.amin(0).float(), flat.amax(0).float()
+            if now[0] in ends[path]:
+                low, high = low.minimum(ends[path][now[0]][0]), high.maximum(ends[path][now[0]][1])
+            ends[path][now[0]] = low, high
             rows[path].append(draw(module, x, count, generator).float())
 
         return watch
 
-    handles = [layer.module.register_forward_pre_hook(hook(path)) for path, layer in layers.items()]
+    handles = [denoiser.register_forward_pre_hook(tick, with_kwargs=True)]
+    handles += [layer.module.register_forward_pre_hook(hook(path)) for path, layer in layers.items()]
     try:
-        with unpadded(getattr(pipe, denoiser_name(pipe))):
+        with unpadded(denoiser):
             for start in starts:
                 part = slice(start, start + BATCH)
                 call(pipe, seen.captions[part], seen.seeds[part], seen.steps, seen.guidance, output="latent")
     finally:
         for handle in handles:
             handle.remove()
-    return {
-        path: Statistics(gram=top.new_empty(0, 0), rows=torch.cat(rows[path]), channel_low=-top, channel_high=top)
-        for path, top in most.items()
-    }
+    made = {}
+    for path, by_time in ends.items():
+        low = torch.stack([low for low, _ in by_time.values()]).amin(0)
+        high = torch.stack([high for _, high in by_time.values()]).amax(0)
+        some = Statistics(gram=low.new_empty(0, 0), rows=torch.cat(rows[path]), channel_low=low, channel_high=high)
+        made[path] = some, by_time
+    return made
+
+
+def _divided(by_time: _Ends, factor: Tensor) -> tuple[tuple[float, float], ...]:
+    """(lowest, highest) input at each timestep, ascending, of a layer whose channels are divided by `factor`: what
+    calibrating again would see, to the bit, as powers of two round nothing."""
+    return tuple(
+        (float((low / factor).min()), float((high / factor).max())) for _, (low, high) in sorted(by_time.items())
+    )

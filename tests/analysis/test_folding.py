@@ -1,17 +1,20 @@
 """Smoothing folded into what comes before a layer: not a bit of full precision changes, no multiplication is left."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import tiny_pipelines
 import torch
 
-from analysis.methods import Request
+from analysis.methods import Layer, Request
+from analysis.methods._transform import find
 from analysis.models.embedded.outliers import add_outliers
 from analysis.runner import Calibration, calibrate, quantize, report_of, restore, sample, save
 from analysis.runner.folding import Fold, apply, fold, foldable, one_call
 from analysis.runner.load import denoiser_name
 from analysis.runner.quantize import plan, replaced
+from analysis.runner.statistics import PER_COLUMN, Statistics, statistics
 from analysis.scheme import scheme
 from fpsim.nn.transforms import Smooth
 
@@ -97,10 +100,12 @@ def test_in_full_precision_no_bit_changes(make: Any) -> None:
     weights = {path: folded.get_submodule(path).weight for path in request.folded}
     moved = [path for path, weight in weights.items() if not torch.equal(weight, before[f"{path}.weight"])]
     assert moved  # some factor is not 1
-    assert {layer.path for layer in request.layers if layer.smoothed} == set(request.folded)
+    assert {layer.path for layer in request.layers if layer.smoothed} >= set(request.folded)
     assert set(changed) == set(request.folded.values()) - {layer.path for layer in layers}
     assert request.calibration is not None
     assert request.calibration.ranges != seen.ranges
+    again = calibrate(request.pipe, seen.captions, seen.seeds, seen.steps, seen.guidance)
+    assert request.calibration == again  # not calibrated again, and yet the same to the bit
 
 
 def test_apply_divides_rows_and_multiplies_columns() -> None:
@@ -121,10 +126,9 @@ def test_what_is_folded_has_no_multiplication_left_and_the_report_says_so(tmp_pa
     folded = 0
     for layer in report_of(made).layers:
         multiplies = any(isinstance(part, Smooth) for part in made.unet.get_submodule(layer.path).modules())
-        assert layer.smoothing is not None
         assert multiplies == (layer.smoothing == "at run time")
-        folded += layer.smoothing.startswith("folded into ")
-    assert folded >= 9 * 7  # nine layers in each transformer block and proj_in, less keys and values of the text
+        folded += (layer.smoothing or "").startswith("folded into ")
+    assert folded >= 5 * 7  # of nine layers in each of seven transformer blocks, less keys and values of the text
     save(made, tmp_path / "unet")
     loaded = restore(pipe, tmp_path / "unet")
     assert torch.equal(sample(loaded, CAPTIONS, [1], steps=2), sample(made, CAPTIONS, [1], steps=2))
@@ -143,6 +147,54 @@ def test_folded_smoothing_pays_where_there_are_outliers() -> None:
         for method in ("rtn", "smoothquant")
     }
     assert error["smoothquant"] < error["rtn"]
+
+
+@pytest.mark.parametrize("formats", ["int8-w8a8", "int8-w8a8+per-tensor", "fp4-w4a8+dynamic", "nvfp4"])
+def test_no_layer_is_worse_off_with_smoothing_than_without_on_the_inputs_it_was_judged_on(formats: str) -> None:
+    pipe = tiny_pipelines.dit_pipeline()
+    seen = calibrated(pipe)
+    layers = plan(pipe.transformer, scheme(formats))[0]
+    inputs = {layer.path: one.rows for layer, one in statistics(pipe, layers, seen, per_column=PER_COLUMN)}
+    plain, smooth = (quantize(pipe, formats, method, calibration=seen) for method in ("rtn", "smoothquant"))
+    report = report_of(smooth).layers
+    folded = {layer.smoothing for layer in report}
+    judged = 0
+    for layer in report:
+        source = pipe.transformer.get_submodule(layer.path)
+        if layer.kind != "Linear" or f"folded into {layer.path}" in folded or "folded" in (layer.smoothing or ""):
+            continue  # inputs or outputs of others are not these
+        rows = inputs[layer.path][:: max(1, len(inputs[layer.path]) // 256)][:256]
+        if "+dynamic" in formats or formats == "nvfp4":
+            rows = rows[None]  # one sample
+        with torch.no_grad():
+            wanted = source(rows)
+            without, with_it = (
+                float((made.transformer.get_submodule(layer.path)(rows) - wanted).square().mean())
+                for made in (plain, smooth)
+            )
+        # Judged without the bias, which takes part in no rounding but the last, of 2^-24: far less than this.
+        assert with_it <= without * (1 + 1e-3), layer.path
+        if layer.smoothing is None:
+            assert with_it == without
+        judged += with_it < without
+    assert judged > 5
+
+
+def test_where_nothing_is_to_be_gained_there_is_no_transform() -> None:
+    """Inputs and weights on their grids already: without smoothing not a bit is lost."""
+    torch.manual_seed(0)
+    module = torch.nn.Linear(16, 8, bias=False)
+    module.weight.data = torch.randint(-127, 128, (8, 16)).float()
+    module.weight.data[:, 0] = 127
+    rows = torch.randint(-127, 128, (300, 16)) * torch.tensor([1.0] * 15 + [0.0])
+    rows[0, 0] = 127
+    eight = scheme("int8-w8a8").rules[0]
+    assert eight.weight is not None
+    layer = Layer(path="one", kind="Linear", module=module, weight=eight.weight, activation=eight.activation)
+    seen = Statistics(gram=rows.T @ rows, rows=rows, channel_low=rows.amin(0), channel_high=rows.amax(0))
+    assert find(layer, module.weight.data, "smooth", 8, seen) is None
+    scaled = replace(seen, rows=rows * torch.logspace(0, 2, 16), channel_high=127 * torch.logspace(0, 2, 16))
+    assert find(layer, module.weight.data, "smooth", 8, scaled) is not None
 
 
 def test_without_calibration_there_is_nothing_to_go_by() -> None:
