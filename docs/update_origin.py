@@ -40,6 +40,7 @@ RIVALS = (
     ("fp4-w4a8+asymmetric fp-ptq", "int4-w4a8+asymmetric q-diffusion"),
     ("fp4-w4a8+asymmetric fp-ptq", "int4-w4a8+dynamic q-diffusion"),
     ("fp4-w4a8+dynamic fp-ptq", "int4-w4a8+dynamic q-diffusion"),
+    ("fp4-w4a4+asymmetric+dynamic fp-ptq", "int4-w4a4+asymmetric+dynamic q-diffusion"),
 )
 
 #: rows of the picture strips
@@ -53,7 +54,9 @@ SHOWN = (
     "fp4-w4a8+asymmetric fp-ptq",
     "int4-w4a8+asymmetric q-diffusion",
     "mxfp4",
+    "mxfp4+keep-edges low-rank",
     "nvfp4",
+    "nvfp4+keep-edges low-rank",
 )
 
 
@@ -236,13 +239,13 @@ SHORT = (
 def write_tables() -> None:
     """The generated blocks of docs/origin.md and README.md, and the figure that both show."""
     frame = pd.read_csv(KEPT / "results.csv")
-    main_steps = frame[frame.steps == 20]
-    (ROOT / "docs" / "images" / "origin.png").write_bytes(figure(main_steps))
-    labels = list(dict.fromkeys(main_steps.configuration))
-    _replace(ROOT / "docs" / "origin.md", "table", table(main_steps, labels))
+    at_20, outlier = frame.steps == 20, frame.pipeline.str.contains("outlier")
+    labels = list(dict.fromkeys(frame.configuration))
+    (ROOT / "docs" / "images" / "origin.png").write_bytes(figure([frame[at_20 & ~outlier], frame[at_20 & outlier]]))
+    _replace(ROOT / "docs" / "origin.md", "table", table(frame[at_20 & ~outlier], labels))
+    _replace(ROOT / "docs" / "origin.md", "outliers", table(frame[at_20 & outlier], labels))
     _replace(ROOT / "docs" / "origin.md", "steps", few_steps(frame))
-    plain = main_steps[~main_steps.pipeline.str.contains("outlier")]
-    _replace(ROOT / "README.md", "origin", table(plain, list(SHORT)))
+    _replace(ROOT / "README.md", "origin", table(frame[at_20 & ~outlier], list(SHORT)))
 
 
 def _replace(path: Path, name: str, block: str) -> None:
@@ -281,7 +284,7 @@ def few_steps(frame: pd.DataFrame) -> str:
     order = [
         key for key in dict.fromkeys(zip(correct.pipeline, correct.configuration, strict=True)) if key in wide.index
     ]
-    heads = [f"{steps} steps" for steps in wide.columns]
+    heads = [f"{steps} step{'s' * (steps > 1)}" for steps in wide.columns]
     lines = ["| pipeline | configuration | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
     for pipeline, label in order:
         values = ["" if np.isnan(value) else f"{100 * value:.1f}" for value in wide.loc[(pipeline, label)]]
@@ -289,46 +292,52 @@ def few_steps(frame: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def figure(frame: pd.DataFrame) -> bytes:
-    """Floats beside integers in equal recipes: PSNR to full precision, a panel per pipeline."""
+def figure(groups: list[pd.DataFrame]) -> bytes:
+    """Floats beside integers in equal recipes: PSNR to full precision, a panel per pipeline, a row per group."""
     from matplotlib.figure import Figure
 
-    psnr = frame[frame.metric == "psnr"].set_index(["pipeline", "configuration"])
-    labels = list(dict.fromkeys(frame.configuration))
-    recipes = [
-        (label, label.replace("fp", "int", 1))
-        for label in labels
-        if re.match(r"fp\d-", label) and label.replace("fp", "int", 1) in labels
-    ]
-    pipelines = list(dict.fromkeys(frame.pipeline))
-    drawn = Figure(figsize=(3.1 * len(pipelines) + 2.4, 0.26 * len(recipes) + 1.4), dpi=144, facecolor="white")
-    axes = drawn.subplots(1, len(pipelines), sharey=True, squeeze=False)[0]
-    for panel, pipeline in zip(axes, pipelines, strict=True):
-        for line, pair in enumerate(recipes):
-            values = [psnr.loc[(pipeline, label)] for label in pair if (pipeline, label) in psnr.index]
-            if len(values) < 2:
-                continue
-            panel.plot([row.value for row in values], [line, line], color="#bbb", lw=1.5, zorder=1)
-            for row, colour, name in zip(values, ("#1b6ca8", "#c8553d"), ("floating point", "integers"), strict=True):
-                panel.errorbar(
-                    row.value, line, xerr=[[row.value - row.low], [row.high - row.value]], fmt="o", ms=4.5,
-                    color=colour, lw=1, label=name if line == 0 else None, zorder=2,
-                )  # fmt: skip
-        floor = psnr.loc[(pipeline, "fp32, another seed")].value
-        panel.axvline(floor, color="#999", lw=0.8, ls=":")
-        panel.set_title(pipeline, fontsize=9)
+    groups = [group[group.metric == "psnr"] for group in groups if len(group)]
+    recipes = [_recipes(list(dict.fromkeys(group.configuration))) for group in groups]
+    width = max(group.pipeline.nunique() for group in groups)
+    height = 0.24 * sum(map(len, recipes)) + 1.1 * len(groups)
+    drawn = Figure(figsize=(3.1 * width + 2.4, height), dpi=144, facecolor="white", layout="constrained")
+    shape = {"squeeze": False, "gridspec_kw": {"height_ratios": [len(pairs) + 2 for pairs in recipes]}}
+    for panels, group, twins in zip(
+        drawn.subplots(len(groups), width, sharey="row", **shape), groups, recipes, strict=True
+    ):
+        for panel, (pipeline, rows) in zip(panels, group.groupby("pipeline", sort=False), strict=True):
+            _panel(panel, rows.set_index("configuration"), twins)
+            panel.set_title(pipeline, fontsize=9)
+        panels[0].set_yticks(range(len(twins)), [label.replace("fp", "fp|int", 1) for label, _ in twins])
+        panels[0].invert_yaxis()
+    drawn.axes[0].legend(fontsize=7.5, frameon=False, loc="lower right")
+    for panel in drawn.axes[-width:]:
         panel.set_xlabel("PSNR to full precision, dB", fontsize=8)
-        panel.tick_params(labelsize=7.5)
-        panel.grid(axis="y", lw=0.3)
-        for side in ("top", "right"):
-            panel.spines[side].set_visible(False)
-    axes[0].set_yticks(range(len(recipes)), [label.replace("fp", "fp|int", 1) for label, _ in recipes])
-    axes[0].invert_yaxis()
-    axes[0].legend(fontsize=7.5, frameon=False, loc="lower right")
-    drawn.tight_layout()
     out = io.BytesIO()
     drawn.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
+
+
+def _recipes(labels: list[str]) -> list[tuple[str, str]]:
+    """(float, integer) configurations that differ in nothing else."""
+    twins = [(label, label.replace("fp", "int", 1)) for label in labels if re.match(r"fp\d-", label)]
+    return [pair for pair in twins if pair[1] in labels]
+
+
+def _panel(panel: Any, psnr: pd.DataFrame, twins: list[tuple[str, str]]) -> None:
+    for line, pair in enumerate(twins):
+        values = [psnr.loc[label] for label in pair]
+        panel.plot([row.value for row in values], [line, line], color="#bbb", lw=1.5, zorder=1)
+        for row, colour, name in zip(values, ("#1b6ca8", "#c8553d"), ("floating point", "integers"), strict=True):
+            panel.errorbar(
+                row.value, line, xerr=[[row.value - row.low], [row.high - row.value]], fmt="o", ms=4.5,
+                color=colour, lw=1, label=name if line == 0 else None, zorder=2,
+            )  # fmt: skip
+    panel.axvline(psnr.loc["fp32, another seed"].value, color="#999", lw=0.8, ls=":")
+    panel.tick_params(labelsize=7.5)
+    panel.grid(axis="y", lw=0.3)
+    for side in ("top", "right"):
+        panel.spines[side].set_visible(False)
 
 
 if __name__ == "__main__":
