@@ -14,7 +14,7 @@ HELP = "run an experiment file"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("experiment", help="a .toml file, or a shipped experiment's name")
+    parser.add_argument("experiment", help=whatif.WHAT)
     whatif.shared_arguments(parser)
 
 

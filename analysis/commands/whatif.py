@@ -1,8 +1,11 @@
 """Quantize a pipeline in several arithmetics, look at its pictures, and project
 the cost on several devices: one page to decide from.
 
-Without a file the shipped default experiment runs. Stop it whenever you like:
-the same command goes on where it was.
+Without a file the shipped default experiment runs; with a diffusers directory
+it runs on that pipeline. Stop it whenever you like: the same command goes on
+where it was.
+
+  fpsim whatif ./my-sd3 --prompts drawbench.csv --images pictures
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ from typing import Any
 from analysis.commands._text import paragraph, say, say_json, table
 
 HELP = "measure quality, project cost, write the report"
+WHAT = "a .toml file, a shipped experiment's name, or a pipeline's directory"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("experiment", nargs="?", default="default", help="a .toml file, or a shipped one's name")
+    parser.add_argument("experiment", nargs="?", default="default", help=WHAT)
     shared_arguments(parser)
 
 
@@ -49,6 +53,9 @@ OVERRIDES: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("pipeline", str, "pipeline to measure"),
     ("prompts", count_or_file, "number of prompts, or a file of them (text, CSV, Parquet)"),
     ("steps", int, "denoising steps"),
+    ("height", int, "pixels"),
+    ("width", int, "pixels"),
+    ("frames", int, "frames of a video"),
 )
 
 
