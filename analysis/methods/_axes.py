@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 Rounding = Literal["nearest", "gptq", "learned"]
 Inputs = Literal["full-precision", "quantized"]
-Biases = Literal["kept", "learned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,6 @@ class Axes:
     inputs      : what calibration statistics are of: inputs in full precision, or those that a layer meets when all
                   before it are quantized; rounding then aims at the full-precision output all the same
     learn_steps : learned rounding also learns the steps of static activations
-    biases      : learned at the end, for the denoiser's guided output, with all weights where they are; or kept
     rank        : of a full-precision side branch that takes the largest singular directions of the weight; 0: none
     block       : channels per Hadamard rotation at most
     gram_rows, kept_rows : calibration rows per layer (`analysis.runner.statistics`)
@@ -53,7 +51,6 @@ class Axes:
     rounding: Rounding = "nearest"
     inputs: Inputs = "full-precision"
     learn_steps: bool = False
-    biases: Biases = "kept"
     rank: int = 0
     block: int = 64
     gram_rows: int = 16384
@@ -70,7 +67,6 @@ class Axes:
             ("rounding", Rounding),
             ("inputs", Inputs),
             ("budget", Literal["short", "long"]),
-            ("biases", Biases),
         ):
             if getattr(self, name) not in get_args(kind):
                 raise unknown(name, getattr(self, name), get_args(kind))
@@ -93,7 +89,7 @@ class Axes:
     @property
     def in_order(self) -> bool:
         """Whether layers are quantized one after the other, each seeing what became of those before."""
-        return self.rounding == "learned" or self.inputs == "quantized" or self.biases == "learned"
+        return self.rounding == "learned" or self.inputs == "quantized"
 
     def of(self, budgets: "Mapping[str, Budget]") -> "Budget":
         """The budget of learned rounding, from a table by name."""

@@ -10,18 +10,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from torch.nn import Module
 
 from analysis.methods import Layer, Request, _learned
-from analysis.methods._learned import BIASES, BUDGETS
+from analysis.methods._learned import BUDGETS
 from analysis.methods._prepare import Prepared, prepare
 from analysis.runner.calibrate import Calibration
 from analysis.runner.load import denoiser_name
 from analysis.runner.lockstep import Lockstep
 from analysis.runner.quantize import replaced
-from analysis.runner.samples import BATCH, Call, collect, first, joined, pairs, replay, singles
+from analysis.runner.samples import BATCH, Call, collect, joined, replay, singles
 from analysis.runner.statistics import PER_COLUMN, Statistics, Tap, enough
 
 if TYPE_CHECKING:
@@ -41,15 +40,12 @@ BLOCKS = (
 class Seen:
     """What a unit meets: its calls, one image each, in full precision and behind quantized layers (the same ones for
     full-precision inputs), the outputs wanted, (1, ...) each, and its layers in stages, see `_stages`.
-
-    guidance : for the denoiser as a whole, whose calls have both halves of guidance: its scale; None otherwise
     """
 
     full: Sequence[Call]
     calls: Sequence[Call]
     outputs: Sequence[Tensor]
     stages: Sequence[Sequence[Layer]]
-    guidance: float | None = None
 
 
 def quantize(request: Request, calibration: Calibration, axes: "Axes") -> dict[str, Module]:
@@ -69,7 +65,6 @@ def quantize(request: Request, calibration: Calibration, axes: "Axes") -> dict[s
     behind = axes.inputs == "quantized"
     working = replaced(denoiser, {}) if behind else denoiser
     made: dict[str, Module] = {}
-    everything: list[Prepared] = []
     parts = units(denoiser, request.layers, calibration)
     with ExitStack() as stack:
         full = stack.enter_context(Lockstep(denoiser, samples, list(parts)))
@@ -88,26 +83,8 @@ def quantize(request: Request, calibration: Calibration, axes: "Axes") -> dict[s
             made |= built
             if behind:
                 _put(working, built)
-            if axes.biases == "learned":
-                everything += prepared
             met.after(path)
-    if axes.biases == "learned":
-        seen = _whole(denoiser, samples, calibration)
-        everything = _learned.learn(denoiser, "", everything, seen, replace(axes, learn_steps=False), axes.of(BIASES))
-        made = {one.layer.path: one.build(request) for one in everything}
     return made
-
-
-def _whole(denoiser: Module, samples: Sequence[Call], calibration: Calibration) -> Seen:
-    """The denoiser as one unit, on full-precision inputs."""
-    calls = [one for call in samples for one in pairs(call)]
-    outputs = []
-    with torch.no_grad():
-        for start in range(0, len(calls), BATCH):
-            call = joined(calls[start : start + BATCH])
-            outputs += first(denoiser(*call.args, **call.kwargs)).split(calls[start].images)
-    guidance = calibration.guidance if samples[0].halves == 2 else None
-    return Seen(full=calls, calls=calls, outputs=outputs, stages=(), guidance=guidance)
 
 
 def _prepared(

@@ -41,7 +41,6 @@ class Prepared:
     values    : float32 what is quantized, in the shape of the weight
     rounded   : values on the grid; None: the nearest ones
     transform : of the input; branch : side branch; both or either None
-    bias      : in place of the layer's own, None to keep that
     """
 
     layer: Layer
@@ -50,7 +49,6 @@ class Prepared:
     rounded: "Tensor | None" = None
     transform: "Chain | None" = None
     branch: "Module | None" = None
-    bias: "Tensor | None" = None
 
     @property
     def row(self) -> "Format":
@@ -89,14 +87,11 @@ class Prepared:
         """The quantized layer. ValueError, naming it, for what is not supported."""
         from fpsim.nn.concat import Concatenated, sliced
 
-        layer = (
-            self.layer if self.bias is None else replace(self.layer, module=_with_bias(self.layer.module, self.bias))
-        )
         if len(self.parts) == 1:
-            return request.build(layer, **self._options(self.parts[0]))
+            return request.build(self.layer, **self._options(self.parts[0]))
         made = []
         for part in self.parts:
-            cut = replace(layer, module=sliced(layer.module, part.start, part.stop))
+            cut = replace(self.layer, module=sliced(self.layer.module, part.start, part.stop))
             made.append(request.build(cut, **self._options(part)))
         return Concatenated(made)
 
@@ -124,17 +119,6 @@ def on_grid(part: Part, values: "Tensor", axis: int) -> "Tensor":
     if scales is None or part.activation.steps > 1:
         scales = scaling.find(values, replace(part.activation, steps=1), axis, 0)
     return scaling.fake_quantize(values, part.activation, scales, axis)
-
-
-def _with_bias(module: "Module", bias: "Tensor") -> "Module":
-    """A layer that shares all but its bias with `module`."""
-    import copy
-
-    import torch
-
-    made: Any = copy.copy(module)
-    made._parameters = {**module._parameters, "bias": torch.nn.Parameter(bias, requires_grad=False)}
-    return made
 
 
 def prepare(

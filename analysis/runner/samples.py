@@ -139,21 +139,8 @@ def singles(whole: Call) -> Iterator[Call]:
         yield replace(take(whole, torch.tensor([index])), halves=1)
 
 
-def pairs(whole: Call) -> Iterator[Call]:
-    """The images of a call of the denoiser one by one, both halves of guidance together; timesteps per image."""
-    import torch
-
-    def spread(value: Any) -> Any:
-        return value.expand(whole.images) if isinstance(value, torch.Tensor) and value.ndim == 0 else value
-
-    args, kwargs = tuple(map(spread, whole.args)), {name: spread(value) for name, value in whole.kwargs.items()}
-    each = whole.images // whole.halves
-    for index in range(each):
-        yield take(replace(whole, args=args, kwargs=kwargs), torch.arange(index, whole.images, each))
-
-
 def joined(calls: Sequence[Call]) -> Call:
-    """Calls of `singles` or `pairs` as one call, in their order."""
+    """Calls of `singles` as one call, in their order."""
     import torch
 
     def together(values: list[Any]) -> Any:

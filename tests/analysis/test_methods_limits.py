@@ -7,12 +7,11 @@ from tiny_pipelines import dit_pipeline, unet_pipeline
 
 from analysis.methods import Layer, _ranges
 from analysis.models import model
-from analysis.runner import Calibration, calibrate, quantize, report_of, restore, sample, save
+from analysis.runner import Calibration, calibrate, quantize, report_of
 from analysis.runner.quantize import plan
-from analysis.runner.samples import collect
 from analysis.runner.statistics import PER_COLUMN, _passes, enough, statistics
 from analysis.scheme import scheme
-from fpsim.nn import QuantizedLayer, functional, scaling
+from fpsim.nn import functional, scaling
 from fpsim.nn.quantizer import Quantizer, resolve
 
 CAPTIONS = ["a red ring", "two blue squares"]
@@ -169,40 +168,3 @@ def test_learned_rounding_goes_with_transformed_inputs() -> None:
     assert all(layer.transform is not None for layer in layers)
     assert not torch.equal(layers[0].weight_codes, layers[1].weight_codes)
     assert torch.equal(layers[0].weight_scale_codes, layers[1].weight_scale_codes)
-
-
-# -- biases -----------------------------------------------------------------------------------------------------------
-
-
-def guided_error(pipe: DiffusionPipeline, made: DiffusionPipeline) -> float:
-    """Squared error of 3 c - 2 u, the output with guidance 3, on trajectories that nothing was learned from."""
-    calls = collect(pipe, calibrate(pipe, ["blue dots", "a ring"], seeds=[7, 8], steps=3), 12)
-    total = 0.0
-    with torch.no_grad():
-        for call in calls:
-            change = made.transformer(*call.args, **call.kwargs)[0] - pipe.transformer(*call.args, **call.kwargs)[0]
-            without, given = change.chunk(2)
-            total += float((3 * given - 2 * without).square().sum())
-    return total
-
-
-def test_learned_biases_lessen_the_guided_error_and_leave_weights_alone(tmp_path) -> None:
-    pipe = dit_pipeline()
-    calibration = calibrate(pipe, [*CAPTIONS, "green", "small dots"], steps=3)
-    options = {"rounding": "nearest", "inputs": "full-precision", "samples": 24, "gram_rows": 256, "steps": 30}
-    plain, made = (
-        quantize(pipe, "mxfp4", method="gptaq", calibration=calibration, biases=biases, **options)
-        for biases in ("kept", "learned")
-    )
-    assert guided_error(pipe, made) < 0.98 * guided_error(pipe, plain)
-    moved = 0
-    for one, other in zip(plain.transformer.modules(), made.transformer.modules(), strict=True):
-        if isinstance(one, QuantizedLayer):
-            assert torch.equal(one.weight_codes, other.weight_codes)
-            moved += one.bias is not None and not torch.equal(one.bias, other.bias)
-    assert moved > 0
-    save(made, tmp_path / "made")
-    back = restore(pipe, tmp_path / "made")
-    assert torch.equal(sample(back, CAPTIONS, [1, 2], steps=2), sample(made, CAPTIONS, [1, 2], steps=2))
-    with pytest.raises(ValueError, match="unknown biases 'learnt'; did you mean 'learned'"):
-        quantize(pipe, "mxfp4", method="gptaq", calibration=calibration, biases="learnt")
