@@ -3,7 +3,8 @@
     python docs/update_mixed_precision.py
 
 Half an hour of one core (`--runs` keeps what is measured; started again, it goes on). Numbers are measured or computed
-here, never typed: the blocks between markers are replaced.
+here, never typed: the blocks between markers are replaced. `--quick --page FILE` goes the same way in minutes, on one
+caption and timestep, to see that it works: its numbers are not for the docs.
 """
 
 import argparse
@@ -57,6 +58,7 @@ class Case:
         """What prints the same."""
         words = [f"fpsim allocate {self.pipeline} --candidates {' '.join(self.candidates)} --device {self.device}"]
         words += [f"--batch {self.batch} --mode {self.mode} --points {self.points}"]
+        words += ["--metric quality"]  # the fronts of the page are of SQNR
         words += [f"--cost {self.what} --node {self.node}"] if self.node else []
         words += [] if self.check else ["--no-check"]
         return " ".join(words)
@@ -96,8 +98,8 @@ def only(found: Sensitivity, candidates: Sequence[str]) -> Sensitivity:
 class Tables:
     """Everything the page shows, with what has been measured kept in a folder."""
 
-    def __init__(self, studies: dict[str, Studied], keep: Path) -> None:
-        self.studies, self.keep = studies, keep
+    def __init__(self, studies: dict[str, Studied], keep: Path, prompts: int = PICTURES) -> None:
+        self.studies, self.keep, self.prompts = studies, keep, prompts
 
     def priced(self, case: Case) -> tuple[Sensitivity, Costs]:
         found = only(self.studies[case.pipeline].sensitivity, case.candidates)
@@ -124,7 +126,7 @@ class Tables:
         """Uniform schemes, then the front."""
         case = CASES[name]
         found, made = self.priced(case)
-        rows = (*uniform(found, made), *mixed(front(found, made, case.points), made))
+        rows = (*uniform(found, made), *mixed(front(found, made, case.points, "quality"), made))
         done = self.measured(case.pipeline, rows) if case.check else rows
         return f"```\n{case.command}\n```\n\n{listed(done, made)}"
 
@@ -208,25 +210,27 @@ class Tables:
             best(self.measured(case.pipeline, mixed(decoupled(found, made, budget, SHARES, name="share"), made))),
         ]
         studied = self.studies[case.pipeline]
-        captions, seeds = held_out(PICTURES, (1, 2, 3, 4), 0).captions(), list(range(PICTURES))
+        captions, seeds = held_out(self.prompts, (1, 2, 3, 4), 0).captions(), list(range(self.prompts))
         reference: Any = None
         rows = []
         for one in chosen:
             rules = one.scheme.to_dict()
             del rules["name"]
-            file = self.keep / f"{digest(['pictures', PICTURES, case.pipeline, rules])}.json"
+            file = self.keep / f"{digest(['pictures', self.prompts, case.pipeline, rules])}.json"
             if not file.exists():
                 if reference is None:
-                    reference = sample(studied.pipe, captions, seeds, batch_size=PICTURES)
+                    reference = sample(studied.pipe, captions, seeds, batch_size=self.prompts)
                 pipe = quantize(studied.pipe, one.scheme, calibration=studied.calibration)
-                drawn = psnr(sample(pipe, captions, seeds, batch_size=PICTURES), reference)
+                drawn = psnr(sample(pipe, captions, seeds, batch_size=self.prompts), reference)
                 write_json(file, {"psnr": [float(value) for value in drawn]})
             values = np.array(read_json(file)["psnr"])
             error = float(values.std(ddof=1) / len(values) ** 0.5)
             rows.append(
                 (one.name, f"{1e3 * one.cost:.3f}", f"{one.relative - 1:+.1%}", f"{values.mean():.2f} ± {error:.2f}")
             )
-        return table(("scheme", "ms", "of bf16", f"PSNR against full precision, dB ({PICTURES} prompts, ± s.e.)"), rows)
+        return table(
+            ("scheme", "ms", "of bf16", f"PSNR against full precision, dB ({self.prompts} prompts, ± s.e.)"), rows
+        )
 
 
 def listed(rows: Sequence[Outcome], made: Costs) -> str:
@@ -281,15 +285,21 @@ def blocks(found: Tables) -> dict[str, Callable[[], str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--quick", action="store_true", help="one caption, one timestep, two pictures")
+    parser.add_argument("--page", type=Path, default=PAGE, help="write here instead")
     options = parser.parse_args()
+    if options.quick and options.page == PAGE:
+        parser.error("--quick is not for the docs: give it a --page of its own")
+    size: dict[str, Any] = {"images": 1, "steps": 1, "captions": 2} if options.quick else {}
     studies = {}
     for name, candidates in STUDIES.items():
         began = time.process_time()
-        study = Study(pipeline=name, candidates=tuple(scheme(one) for one in candidates))
+        study = Study(pipeline=name, candidates=tuple(scheme(one) for one in candidates), **size)
         studies[name] = run(study, runs=options.runs)
         sys.stdout.write(f"{name}: {time.process_time() - began:.0f} s of CPU\n")
     keep = studies["shapes-sd"].folder / "schemes"
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), blocks(Tables(studies, keep))), encoding="utf-8")
+    tables = Tables(studies, keep, 2 if options.quick else PICTURES)
+    options.page.write_text(page(PAGE.read_text(encoding="utf-8"), blocks(tables)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,24 +22,75 @@ def say_json(value: object) -> None:
 
 
 def table(rows: Iterable[Sequence[object]], header: Sequence[str], right: Iterable[int] = ()) -> str:
-    """Columns as wide as their widest cell, the last one wrapped so that lines fit WIDTH. `right`: right-aligned."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    lines = [list(header), *cells]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    """Columns as wide as their widest cell, the first and the last wrapped so that lines fit WIDTH.
+
+    right: right-aligned columns. What still does not fit is told in several tables with the first column in common.
+    """
+    lines = [list(header), *([str(cell) for cell in row] for row in rows)]
+    natural = [max(len(line[column]) for line in lines) for column in range(len(header))]
     aligned = set(right)
-    head = sum(widths[:-1]) + 2 * (len(widths) - 1)
-    widths[-1] = min(widths[-1], max(WIDTH - head, 16))
+    shown = []
+    for part in _parts(_fitted(natural)):
+        widths = _fitted([natural[column] for column in part])
+        picked = [[line[column] for column in part] for line in lines]
+        shown.append(_table(picked, widths, {index for index, column in enumerate(part) if column in aligned}))
+    return "\n\n".join(shown)
+
+
+READABLE = 24  # columns that a wrapped name or remark should have
+NARROWEST = 16
+
+
+def _fitted(widths: Sequence[int]) -> list[int]:
+    """Widths with the last and then the first column narrowed as far as lines need it, at the worst the last again."""
+    fitted = list(widths)
+    for column, least in ((-1, READABLE), (0, READABLE), (-1, NARROWEST)):
+        excess = sum(fitted) + 2 * (len(fitted) - 1) - WIDTH
+        if excess > 0:
+            fitted[column] = max(fitted[column] - excess, min(fitted[column], least))
+    return fitted
+
+
+def _parts(widths: Sequence[int]) -> list[list[int]]:
+    """Columns in groups that fit WIDTH, each with the first."""
+    groups: list[list[int]] = [[0]]
+    for column in range(1, len(widths)):
+        used = sum(widths[other] + 2 for other in groups[-1])
+        if len(groups[-1]) > 1 and used + widths[column] > WIDTH:
+            groups.append([0])
+        groups[-1].append(column)
+    return groups
+
+
+def _table(lines: list[list[str]], widths: list[int], aligned: set[int]) -> str:
     out: list[str] = []
     for line in (lines[0], ["-" * width for width in widths], *lines[1:]):
-        last = textwrap.wrap(line[-1], widths[-1], break_on_hyphens=False) or [""]
-        start = [
-            cell.rjust(width) if column in aligned else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line[:-1], widths, strict=False))
-        ]
-        first = last[0].rjust(widths[-1]) if len(widths) - 1 in aligned else last[0]
-        out.append("  ".join([*start, first]).rstrip())
-        out += [" " * head + more for more in last[1:]]
+        hanging = [2 * (column == 0 and len(widths) > 1) for column in range(len(widths))]  # a name, not the next row
+        wrapped = [_wrap(*cell) for cell in zip(line, widths, hanging, strict=True)]
+        for row in range(max(map(len, wrapped))):
+            pieces = [cell[row] if row < len(cell) else "" for cell in wrapped]
+            placed = [
+                piece.rjust(width) if column in aligned else piece.ljust(width)
+                for column, (piece, width) in enumerate(zip(pieces, widths, strict=True))
+            ]
+            out.append("  ".join(placed).rstrip())
     return "\n".join(out)
+
+
+def _wrap(text: str, width: int, indent: int = 0) -> list[str]:
+    """Lines of at most `width`, all but the first indented; names too long for one break behind their signs."""
+    out = [""]
+    for word in text.split(" "):
+        room = width - indent
+        whole = [word] if len(word) <= room or (len(word) <= width and out == [""]) else re.split(r"(?<=[+/=._])", word)
+        for index, piece in enumerate(whole):
+            glue = " " if index == 0 and out[-1].strip() else ""
+            if len(out[-1] + glue + piece) <= width:
+                out[-1] += glue + piece
+            else:
+                parts = [piece[start : start + room] for start in range(0, len(piece), room)]
+                out += [" " * indent + part for part in parts]
+    return [line for line in out if line] or [""]
 
 
 def columns(names: Iterable[str]) -> str:

@@ -69,6 +69,20 @@ def priced(found: Sensitivity, values: Any, rest: Any = (0.0,)) -> Costs:
 # -- the program ------------------------------------------------------------------------------------------------------
 
 
+def test_pictures_are_kept_where_they_were_judged() -> None:
+    """The layer whose SQNR is worse is the one that pictures hardly notice."""
+    quality, content = [[0.0, 0.1], [0.0, 0.2]], [[0.0, 0.02], [0.0, 0.01]]
+    costs_ = [[[2.0, 1.0], [2.0, 1.0]]]
+    both, one = made(quality, content), made(quality)
+    for found, metric, cheap in ((both, "content", 1), (both, "quality", 0), (one, "quality", 0)):
+        asked = None if (found, metric) in ((both, "content"), (one, "quality")) else metric
+        chosen = allocate(found, priced(found, costs_), 3.0, asked)
+        assert chosen.metric == metric
+        names = list(found.candidates)
+        assert list(chosen.choice.values()) == [names[int(index == cheap)] for index in range(2)]
+        assert front(found, priced(found, costs_), 2, asked)[0].metric == metric
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_the_program_finds_what_brute_force_finds(data: st.DataObject) -> None:

@@ -281,3 +281,29 @@ def test_ctrl_c_while_loading_is_one_line(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(cli, "build_parser", interrupted)
     assert cli.main(["list", "formats"]) == 130
     assert capsys.readouterr().err == "fpsim: stopped\n"
+
+
+LABELS = (
+    "fp32, another seed",
+    "mxfp4 gptaq transform=hadamard rank=16",
+    "fp4-w4a8+dynamic+keep-edges gptq transform=hadamard exact on rtx-blackwell/mma-mxf4nvf4",
+)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 9])
+def test_tables_with_long_names_fit_the_screen_and_lose_nothing(count: int) -> None:
+    cells = [[f"{row}.{column} s (1.80x) *" for column in range(count)] for row in range(len(LABELS))]
+    header = ("projected: sdxl-base", *(f"device-{column}" for column in range(count)))
+    text = table([(label, *cell) for label, cell in zip(LABELS, cells, strict=True)], header)
+    assert max(map(len, text.splitlines())) <= WIDTH
+    for row, label in enumerate(LABELS):
+        assert all(text.count(cell) == 1 for cell in cells[row])  # numbers are never broken
+        for part in text.split("\n\n"):
+            lines = part.splitlines()[2:]
+            first = next(index for index, line in enumerate(lines) if f"{row}." in line and "1.80x" in line)
+            more = [line for line in lines[first + 1 :]]
+            until = next((index for index, line in enumerate(more) if "1.80x" in line), len(more))
+            edge = lines[first].index(f"{row}.")
+            told = [lines[first][:edge], *more[:until]]
+            assert "".join("".join(told).split()) == "".join(label.split())
+            assert all(line.startswith("  ") for line in more[:until])  # not the next row
