@@ -112,7 +112,7 @@ def test_streams_say_where_each_element_is(dataflow):
 def _naive_fetches(schedule, operand, kb):
     """(line, moves) from sets of words, asked one word at a time."""
     per_set = -(-kb * 1024 // 100)
-    order = schedule.fetched(operand, schedule.stack(operand)).tolist()
+    order = schedule.fetched(operand).tolist()
     sets = [set(order[i : i + per_set]) for i in range(0, len(order), per_set)]
     if len(order) % per_set == 0:
         sets.append(set())

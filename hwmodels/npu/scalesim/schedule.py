@@ -163,18 +163,6 @@ class Schedule:
             return Stream(steps, a if operand == "ifmap" else b, zero, True, self.period)
         return Stream(steps, a, zero + r, True, self.period)
 
-    def ifmap_block(self, column: int, row: int) -> Indices:
-        """Words of the input one fold asks for, (lines, lanes) in order, -1 where it asks for nothing."""
-        r, c, flow = self.config.rows, self.config.columns, self.config.dataflow
-        sr, sc, t = self.sizes
-        down = np.arange(row * r, min(row * r + r, sr))
-        if flow == "os":
-            return skewed(np.ascontiguousarray(self.layer.addresses(down, np.arange(t)).T))
-        if flow == "ws":
-            return skewed(self.layer.addresses(np.arange(t), down))
-        across = np.arange(column * c, min(column * c + c, sc))
-        return np.ascontiguousarray(self.layer.addresses(across, down).T[::-1])
-
     def stack_shape(self, operand: str) -> tuple[int, int, int]:
         """(folds, lines of each, lanes) of `stack`."""
         r, c, flow = self.config.rows, self.config.columns, self.config.dataflow
@@ -183,12 +171,18 @@ class Schedule:
             return len(self.rows), t, r
         return len(self.columns), sr if flow != "os" else t, c
 
+    @cached_property
+    def _stacks(self) -> dict[str, Indices]:
+        return {}
+
     def stack(self, operand: str) -> Indices:
         """All words of an operand, (folds along one axis * lines, lanes), -2 where a lane or a window has none.
 
         The folds along one axis on top of each other, each as wide as the array: read as one skewed block, this is the
         order SCALE-Sim fetches them in ahead of need, and its slices are what the folds ask for.
         """
+        if operand in self._stacks:
+            return self._stacks[operand]
         folds, height, size = self.stack_shape(operand)
         total = self.sizes[0 if self.by_row(operand) else 1]
         # four bytes a word, as long as they are enough, to move half as much
@@ -200,10 +194,12 @@ class Schedule:
             stack[fold * height : (fold + 1) * height, : len(lanes)] = self._words(operand, lanes, height, dtype)
         if operand == "ifmap" and self.layer.overhangs:
             stack[stack < 0] = -2
+        self._stacks[operand] = stack
         return stack
 
-    def fetched(self, operand: str, stack: Indices) -> Indices:
-        """The words of a stack in the order they are fetched, gaps left out."""
+    def fetched(self, operand: str) -> Indices:
+        """All words of an operand in the order they are fetched, gaps left out."""
+        stack = self.stack(operand)
         flat = (stack if operand == self.stationary else skewed(stack)).ravel()
         return flat[flat >= 0]
 
@@ -216,17 +212,32 @@ class Schedule:
         """Whether an operand is cut along the array's rows; the other way is along its columns."""
         return (self.config.dataflow != "is") == (operand == "ifmap")
 
+    @cached_property
+    def _edges(self) -> dict[str, Indices]:
+        return {}
+
     def edges(self, operand: str) -> Indices:
         """First line in the stack of each block of an operand, and the end of the last."""
-        if operand == self.stationary:
-            ends = np.cumsum(np.tile(self.rows, len(self.columns)))
-            return np.concatenate(([0], ends))
-        folds = len(self.rows if self.by_row(operand) else self.columns)
-        return np.arange(folds + 1) * self.sizes[2]
+        if operand not in self._edges:
+            if operand == self.stationary:
+                ends = np.cumsum(np.tile(self.rows, len(self.columns)))
+                self._edges[operand] = np.concatenate(([0], ends))
+            else:
+                folds = len(self.rows if self.by_row(operand) else self.columns)
+                self._edges[operand] = np.arange(folds + 1) * self.sizes[2]
+        return self._edges[operand]
 
-    def block(self, operand: str, stack: Indices, number: int) -> Indices:
-        """What one fold asks for, (lines, lanes) in order, negative where it asks for nothing."""
+    def block_of(self, operand: str, fold: int) -> int:
+        """Which block of its stack a fold asks for."""
+        if operand == self.stationary:
+            return fold
+        column, row = divmod(fold, len(self.rows))
+        return row if self.by_row(operand) else column
+
+    def block(self, operand: str, number: int) -> Indices:
+        """Block `number` of a stack as a fold asks for it: (lines, lanes) in order, negative where it asks for none."""
         begin, end = self.edges(operand)[number : number + 2]
+        stack = self.stack(operand)
         if operand == self.stationary:
             return stack[begin:end][::-1]
         used = (self.rows if self.by_row(operand) else self.columns)[number]
@@ -249,8 +260,8 @@ class Schedule:
         first, last = stream.lines
         if self.layer.overhangs:
             for fold in range(len(stream.until) - 1, -1, -1):
-                column, row = divmod(fold, len(self.rows))
-                asked = np.flatnonzero((self.ifmap_block(column, row) >= 0).any(axis=1))
+                block = self.block("ifmap", self.block_of("ifmap", fold))
+                asked = np.flatnonzero((block >= 0).any(axis=1))
                 if len(asked):
                     last = fold * self.period + int(stream.first[fold]) + int(asked[-1])
                     break

@@ -103,20 +103,18 @@ def _conv_ifmap(schedule: Schedule, size: int) -> tuple[int, int | None]:
     outer = columns if schedule.config.dataflow == "is" else 1
     words, lines = [], []
     stream = schedule.stream("ifmap")
-    for column in range(outer):
-        for row in range(rows):
-            block = schedule.ifmap_block(column, row)
-            asked = block.ravel() >= 0
-            words.append(block.ravel()[asked])
-            fold = column * rows + row
-            first = fold * schedule.period + int(stream.first[fold])
-            lines.append(np.flatnonzero(asked) // block.shape[1] + first)
-    flat = np.concatenate(lines)
-    reads, last = _replayed(_previous(np.concatenate(words)), columns // outer, size)
+    for fold in range(outer * rows):
+        block = schedule.block("ifmap", schedule.block_of("ifmap", fold))
+        flat = block.ravel()
+        asked = np.flatnonzero(flat >= 0)
+        words.append(flat[asked])
+        lines.append(asked // block.shape[1] + (fold * schedule.period + int(stream.first[fold])))
+    reads, last = _replayed(_previous(np.concatenate(words).astype(np.int64)), columns // outer, size)
     if last is None:
         return reads, None
-    run, offset = divmod(last, len(flat))
-    return reads, int(flat[offset]) + run * rows * schedule.period
+    line = np.concatenate(lines)
+    run, offset = divmod(last, len(line))
+    return reads, int(line[offset]) + run * rows * schedule.period
 
 
 def _blocks(schedule: Schedule, operand: str) -> list[tuple[int, int]]:

@@ -103,13 +103,12 @@ def fetches(schedule: Schedule, operand: str, kb: int, bandwidth: int) -> Fetche
     # windows that stick out ask for less than the whole matrix; if that fits, nothing ever moves
     layer = schedule.layer
     if (layer.m if operand == "ifmap" else layer.n) * layer.k // per_set >= held:
-        stack = schedule.stack(operand)
-        fetched = schedule.fetched(operand, stack)
+        fetched = schedule.fetched(operand)
         count = len(fetched) // per_set + 1
         if count > held:
             step = min(-(-rest // per_set), count - held)
             alone = operand == "filter" or layer.distinct[1]
-            found = list(_moves(schedule, operand, stack, _Window(fetched, per_set, count, held, step, alone)))
+            found = list(_moves(schedule, operand, _Window(fetched, per_set, count, held, step, alone)))
     folds, lines, lanes = schedule.stack_shape(operand)
     return Fetches(
         line=tuple(line for line, _ in found),
@@ -120,13 +119,13 @@ def fetches(schedule: Schedule, operand: str, kb: int, bandwidth: int) -> Fetche
     )
 
 
-def _moves(schedule: Schedule, operand: str, stack: Indices, window: _Window) -> Iterator[tuple[int, int]]:
+def _moves(schedule: Schedule, operand: str, window: _Window) -> Iterator[tuple[int, int]]:
     """(line, moves) of all folds."""
     known: dict[tuple[int, int], tuple[Moves, int]] = {}
     for fold, blocks in _passes(schedule, operand):
         key = blocks.start, window.start
         if key not in known:
-            known[key] = list(_pass(schedule, operand, stack, fold, blocks, window)), window.start
+            known[key] = list(_pass(schedule, operand, fold, blocks, window)), window.start
         found, end = known[key]
         if end != window.start:
             window.go(end)
@@ -137,22 +136,21 @@ def _moves(schedule: Schedule, operand: str, stack: Indices, window: _Window) ->
 
 def _passes(schedule: Schedule, operand: str) -> Iterator[tuple[int, range]]:
     """(first fold, its and the following folds' blocks of the stack): folds that ask for the same words share them."""
-    rows, columns = len(schedule.rows), len(schedule.columns)
+    rows, folds = len(schedule.rows), len(schedule.rows) * len(schedule.columns)
     if operand == schedule.stationary:
-        yield 0, range(rows * columns)
+        yield 0, range(folds)
     elif schedule.by_row(operand):
-        for column in range(columns):
-            yield column * rows, range(rows)
+        for fold in range(0, folds, rows):
+            yield fold, range(rows)
     else:
-        for fold in range(rows * columns):
+        for fold in range(folds):
             yield fold, range(fold // rows, fold // rows + 1)
 
 
-def _pass(
-    schedule: Schedule, operand: str, stack: Indices, fold: int, blocks: range, window: _Window
-) -> Iterator[tuple[int, int]]:
+def _pass(schedule: Schedule, operand: str, fold: int, blocks: range, window: _Window) -> Iterator[tuple[int, int]]:
     """(line after the first fold's beginning, moves) of one pass over some blocks."""
     edges, first = schedule.edges(operand), schedule.stream(operand).first
+    stack = schedule.stack(operand)
     flat, lanes = stack.ravel(), stack.shape[1]
     last = int(edges[blocks.stop]) * lanes
     number = blocks.start
@@ -163,7 +161,7 @@ def _pass(
         number = int(np.searchsorted(edges, miss // lanes, side="right")) - 1
         index = number - blocks.start
         begin = index * schedule.period + int(first[fold + index])
-        for line, moves in _block(schedule.block(operand, stack, number), window):
+        for line, moves in _block(schedule.block(operand, number), window):
             yield begin + line, moves
         number += 1
 
