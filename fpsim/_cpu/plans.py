@@ -5,12 +5,13 @@ import numpy as np
 from fpsim._kernels import chain, chain_wide, vector
 from fpsim._kernels.accumulate import NO_FLOOR, Fused, Sum
 from fpsim.accumulators import FusedDot, PairwiseTree, SequentialFma
-from fpsim.codec import decode, float_target
+from fpsim.codec import decode
 from fpsim.formats import Format, container, scalar_format
 from fpsim.reference import engine_nan, infinity
 from fpsim.rounding import conversion as find_conversion
 from fpsim.rounding import overflow as find_overflow
 from fpsim.rounding import rounding as find_rounding
+from fpsim.target import float_target
 
 
 def fused_plan(kind: FusedDot, a: Format, b: Format, depth: int) -> Fused:

@@ -10,11 +10,11 @@ from fpsim._cuda import need_device, run
 from fpsim._cuda.arrays import Codes, codes, empty, launch, native, new, zeros
 from fpsim._kernels import cuda_arrays
 from fpsim.accumulators import Promoted
-from fpsim.codec import float_target
 from fpsim.formats import Format, container, scalar_format
 from fpsim.reference import ENGINE_NAN
 from fpsim.rounding import conversion, rounding
 from fpsim.spec import MatmulSpec
+from fpsim.target import float_target
 
 
 def matmul(
