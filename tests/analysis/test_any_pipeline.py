@@ -152,6 +152,7 @@ def test_a_pipeline_is_priced_at_the_size_it_makes(tmp_path: Path) -> None:
         assert larger.macs > work.macs if name == "wan" else larger.macs == work.macs
     by_hand = 5 // 4 + 1, 32 // 8 // 2 * (48 // 8 // 2)  # latent frames, patches of one
     pipe = sized(whole_pipelines.wan(), height=32, width=48, frames=5)
+    assert sample(pipe, ["a cat"], [0], steps=1).shape == (1, 5, 3, 32, 48)
     queries = [op for op in analysis.trace(pipe, batch=2).ops if op.path.endswith("blocks.0.attn1.to_q")]
     assert [op.m for op in queries] == [2 * by_hand[0] * by_hand[1]]
 

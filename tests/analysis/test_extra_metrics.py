@@ -118,6 +118,18 @@ def test_a_metric_of_a_package_stands_in_the_table_with_its_interval(package: Ca
     assert prompt.flat()["brightness"] == pytest.approx(light[2], rel=1e-6)
 
 
+def test_the_example_of_the_docs_works(package: Callable[..., None], tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "adding.md").read_text().partition("## A metric")[2]
+    package(sharpness="nice:sharpness")
+    (tmp_path / "nice-metrics" / "nice.py").write_text(text.partition("```python")[2].partition("```")[0])
+    metric = find("sharpness")
+    assert (metric.title, metric.better) == ("Mean gradient", 1)
+    ramp = torch.linspace(0, 1, 8).expand(2, 3, 8, 8)
+    found = values(metric, ramp, None, ["", ""])
+    assert found is not None
+    assert found.tolist() == pytest.approx([1 / 14] * 2, rel=1e-6)  # 1/7 along one axis, 0 along the other
+
+
 def test_without_ground_truth_metrics_that_know_what_is_better_decide(package: Callable[..., None]) -> None:
     package(brightness="nice:brightness", words="nice:words")
     others = ["a cat", "a dog", "two cats", "a house"]
