@@ -303,10 +303,11 @@ def test_a_study_finds_the_order_that_theory_has(tmp_path) -> None:
     assert narrow.psnr < wide.psnr
     assert bound.overflow == 0
     assert bound.weight <= 16 < wide.weight
-    assert aware.needing == pytest.approx(0, abs=1e-4)
+    assert aware.needing < 1e-4  # what calibration saw fits by construction; of what it did not see, nearly all
     assert aware.weight > 16
     assert chain.bits is None
-    assert chain.psnr == pytest.approx(wide.psnr, abs=1)
+    # A float32 sum is exact to 2**24, where most of these end: its noise is nothing beside that of 8-bit operands.
+    assert abs(chain.psnr - wide.psnr) < 1
     assert (tmp_path / found.folder.name / "accumulators.png").is_file()
     assert study(asked, tmp_path).rows == found.rows  # kept, not measured again
 
