@@ -137,9 +137,10 @@ class Laboratory:
         counted = self._counted(narrow)
         images = sample(narrow, *self._call(self.study.prompts))
         judged = metrics.evaluate(images, self.scenes, self._reference)
-        psnr = judged.psnr if judged.psnr is not None else judged.residual
-        quality = _interval("correct", judged.correct.double().numpy())
-        quality |= _interval("psnr", psnr.double().clamp(max=200).numpy())  # equal pictures have an infinite one
+        quality: dict[str, float] = {}
+        for name, values in (("correct", judged.correct), ("psnr", judged.psnr)):
+            if values is not None:  # equal pictures have an infinite psnr
+                quality |= _interval(name, values.double().clamp(max=200).numpy())
         bits = candidate.bits
         return [
             _row(self.study, candidate, ALL, sums, bits, counted, quality),

@@ -122,7 +122,20 @@ def projected(weights: "Tensor", ball: Ball) -> "Tensor":
     return weights.sign() * (magnitude - threshold * price).clamp(min=0)
 
 
-def _rounded(weights: "Tensor", ball: Ball) -> "Tensor":
+def fitted_nearest(weights: "Tensor", low: int, high: int, register: Register, halvings: int) -> "Tensor":
+    """`fitted` with one ball for both signs and rounding="nearest", in the type of `weights` and a shorter search."""
+    made = weights.clone()
+    for bits, part in _parts(made.shape[1], register):
+        for ball in balls(low, high, bits, sign_aware=False):
+            made[:, part] = _rounded(made[:, part], ball, halvings)
+    return made
+
+
+#: Halvings of the search for a threshold: a step in 2**24 of the largest weight.
+HALVINGS = 24
+
+
+def _rounded(weights: "Tensor", ball: Ball, halvings: int = HALVINGS) -> "Tensor":
     """Nearest whole numbers after the least soft threshold with which they fit, found by bisection."""
     import torch
 
@@ -134,7 +147,7 @@ def _rounded(weights: "Tensor", ball: Ball) -> "Tensor":
     low = torch.zeros_like(weights[:, :1])
     high = (magnitude / price.clamp(min=1)).amax(-1, keepdim=True)
     fits = ball.cost(at(low)) <= ball.size
-    for _ in range(24):
+    for _ in range(halvings):
         middle = (low + high) / 2
         good = (ball.cost(at(middle)) <= ball.size)[:, None]
         low, high = torch.where(good, low, middle), torch.where(good, middle, high)

@@ -157,4 +157,7 @@ def _load(request: Request, layer: Layer, register: Register, trained: "Mapping[
     better: dict[str, Any] = {"scales": Scales(step=step), "rounded": codes.float() * step}
     if layer.activation is not None and layer.activation.is_static and not layer.activation.has_zero:
         better["input_scales"] = Scales(step=input_step)
-    return request.build(layer, **better)
+    made = request.build(layer, **better)
+    if f"{layer.path}/bias" in trained:
+        made.bias = torch.nn.Parameter(trained[f"{layer.path}/bias"].to(weight.device), requires_grad=False)
+    return made
