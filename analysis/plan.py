@@ -28,14 +28,13 @@ NOISE_FLOOR = "fp32, another seed"
 
 Role = Literal["reference", "noise floor", "configuration"]
 
-_SOURCES = ("fpsim", "analysis/methods", "analysis/runner", "analysis/models/embedded")
+_SOURCES = ("fpsim", "analysis/methods", "analysis/runner", "analysis/scheme", "analysis/models/embedded")
 _FILES = (
     "analysis/accumulators/partial_sums.py",
     "analysis/accumulators/registers.py",
     "analysis/plan.py",
     "analysis/sampler.py",
     "analysis/scenes.py",
-    "analysis/scheme.py",
 )
 _LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "numba")
 
