@@ -5,9 +5,11 @@ denoiser are run twice, unit by unit (`analysis.runner.lockstep`): in full preci
 everything before the unit quantized for the inputs it will meet (or in full precision only, if `inputs` says so).
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -21,7 +23,7 @@ from analysis.runner.load import denoiser_name
 from analysis.runner.lockstep import Lockstep
 from analysis.runner.quantize import replaced
 from analysis.runner.samples import BATCH, Call, collect, joined, replay, singles
-from analysis.runner.statistics import PER_COLUMN, Statistics, Tap, enough
+from analysis.runner.statistics import PER_COLUMN, Tap, enough
 
 if TYPE_CHECKING:
     from analysis.methods._axes import Axes
@@ -72,8 +74,9 @@ def quantize(request: Request, calibration: Calibration, axes: "Axes") -> dict[s
         for path, layers in parts.items():
             seen = _meet(denoiser.get_submodule(path), path, layers, full, met)
             prepared: list[Prepared] = []
+            plain = _taps(denoiser, path, layers, seen.full, axes, holds=behind)
             for stage in seen.stages if behind else [layers]:
-                ready = _prepared(request, denoiser, working, path, stage, seen, axes)
+                ready = _prepared(request, working, path, stage, seen, axes, plain)
                 prepared += ready
                 if behind:
                     _put(working, {one.layer.path: one.build(request) for one in ready})
@@ -89,27 +92,43 @@ def quantize(request: Request, calibration: Calibration, axes: "Axes") -> dict[s
 
 def _prepared(
     request: Request,
-    denoiser: Module,
     working: Module,
     path: str,
     layers: Sequence[Layer],
     seen: Seen,
     axes: "Axes",
+    plain: Mapping[str, Tap],
 ) -> list[Prepared]:
     """Layers of one stage. Behind quantized layers, a layer's own input quantizer counts as one of them: the weight is
-    fitted to what it is multiplied by. That takes two looks, because the quantizer is chosen in the first."""
-    if working is denoiser:
-        found = _statistics(denoiser, working, path, layers, seen, axes)
-        return [prepare(request, layer, axes, found[layer.path]) for layer in layers]
-    sketch = replace(axes, rounding="nearest", weights="max-abs", gram_rows=axes.kept_rows)
-    looked: Mapping[str, Statistics | None] = dict.fromkeys(layer.path for layer in layers)
-    if axes.chooses_inputs or any(
+    fitted to what it is multiplied by. That takes two looks, because the quantizer is chosen in the first.
+
+    plain : taps of the layers in full precision
+    """
+    if axes.inputs != "quantized":
+        return [prepare(request, layer, axes, plain[layer.path].result()) for layer in layers]
+    sketch = replace(axes, rounding="nearest", weights="max-abs")
+    looks = axes.chooses_inputs or any(
         layer.activation is not None and layer.activation.needs_calibration for layer in layers
-    ):
-        looked = _statistics(denoiser, working, path, layers, seen, sketch)
-    given = {layer.path: prepare(request, layer, sketch, looked[layer.path]) for layer in layers}
-    found = _statistics(denoiser, working, path, layers, seen, axes, given)
-    return [prepare(request, layer, axes, found[layer.path], given[layer.path]) for layer in layers]
+    )
+    taps = _taps(working, path, layers, seen.calls, axes, holds=True)
+    given = {
+        layer.path: prepare(request, layer, sketch, taps[layer.path].result() if looks else None) for layer in layers
+    }
+    samples = {name: one for name, one in given.items() if one.needs_samples}
+    if samples:
+        some = [layer for layer in layers if layer.path in samples]
+        taps |= _taps(working, path, some, seen.calls, axes, holds=True, given=samples)
+    made = []
+    for layer in layers:
+        one = given[layer.path]
+        here = _same if layer.path in samples else one.received_rows
+        found = taps[layer.path].pair(plain[layer.path], here, partial(one.received_rows, quantized=False))
+        made.append(prepare(request, layer, axes, found, one))
+    return made
+
+
+def _same(rows: Tensor) -> Tensor:
+    return rows
 
 
 def _put(model: Module, modules: Mapping[str, Module]) -> None:
@@ -164,51 +183,38 @@ def _stages(layers: Sequence[Layer], inputs: Mapping[str, Tensor]) -> list[list[
     return stages
 
 
-def _statistics(
-    denoiser: Module,
-    working: Module,
-    path: str,
-    layers: Sequence[Layer],
-    seen: Seen,
-    axes: "Axes",
-    given: Mapping[str, Prepared] | None = None,
-) -> dict[str, Statistics]:
-    """Statistics of some layers of the unit at `path` as it is in `working`, from what the unit meets.
-
-    given : path -> the layer, for statistics of what its weight is multiplied by instead of what it is called with,
-            and of that beside what it would be in full precision
-    """
-    starts = range(0, len(seen.calls), BATCH)
-
-    rows = {layer.path: (enough(layer, axes.gram_rows, PER_COLUMN), axes.kept_rows) for layer in layers}
-    taps, plain = (
-        {layer.path: Tap(layer, rows[layer.path], len(starts), seed, waits) for seed, layer in enumerate(layers)}
-        for waits in (given is not None, True)
-    )
-    for start in starts:
-        _unit_call(working, path, seen.calls[start : start + BATCH], taps, given, quantized=True)
-        if given is not None:
-            _unit_call(denoiser, path, seen.full[start : start + BATCH], plain, given, quantized=False)
-            for name, tap in taps.items():
-                tap.pair(plain[name])
-    return {name: tap.result() for name, tap in taps.items()}
-
-
-def _unit_call(
+def _taps(
     model: Module,
     path: str,
+    layers: Sequence[Layer],
     calls: Sequence[Call],
-    taps: Mapping[str, Tap],
-    given: Mapping[str, Prepared] | None,
-    quantized: bool,
-) -> None:
-    """One call of the unit at `path`, its layers' inputs going to `taps`; it ends with the last of them."""
+    axes: "Axes",
+    holds: bool,
+    given: Mapping[str, Prepared] | None = None,
+) -> dict[str, Tap]:
+    """Taps of some layers of the unit at `path` as it is in `model`, which have seen `calls` of it.
+
+    given : path -> the layer, for taps of what its weight is multiplied by instead of what it is called with
+    """
+    starts = range(0, len(calls), BATCH)
+    taps = {
+        layer.path: Tap(
+            layer,
+            (enough(layer, axes.gram_rows, PER_COLUMN), axes.kept_rows),
+            len(starts),
+            zlib.crc32(layer.path.encode()),  # the same rows whoever looks
+            holds,
+        )
+        for layer in layers
+    }
 
     def hook(name: str) -> Any:
         def see(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-            taps[name](module, args if given is None else (given[name].received(args[0].float(), quantized),))
+            taps[name](module, args if given is None else (given[name].received(args[0].float()),))
 
         return see
 
     hooks = {model.get_submodule(name): hook(name) for name in taps}
-    replay(model.get_submodule(path), (joined(calls),), hooks, list(hooks)[-1])
+    for start in starts:
+        replay(model.get_submodule(path), (joined(calls[start : start + BATCH]),), hooks, list(hooks)[-1])
+    return taps

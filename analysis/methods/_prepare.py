@@ -72,16 +72,36 @@ class Prepared:
             pieces.append(scaling.spread(value, part.weight, shape))
         return torch.cat(pieces, 1)
 
-    def received(self, x: "Tensor", quantized: bool = True) -> "Tensor":
-        """What the weight is multiplied by for the layer input `x`: transformed and, if so wanted, on the grid."""
+    def received(self, x: "Tensor") -> "Tensor":
+        """What the weight is multiplied by for the layer input `x`: transformed and on the grid."""
         import torch
 
         axis = -1 if self.layer.kind == "Linear" else 1
         values = x if self.transform is None else self.transform(x)
-        if not quantized:
-            return values
         pieces = [on_grid(part, values.narrow(axis, part.start, part.stop - part.start), axis) for part in self.parts]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
+
+    def received_rows(self, rows: "Tensor", quantized: bool = True) -> "Tensor":
+        """The same for rows of the input as a matrix, (n, taps * channels), or transformed alone."""
+        import torch
+
+        values = _transform.turn(self.transform, rows, self.values)
+        if not quantized:
+            return values
+        shaped = values.view(len(values), -1, self.values.shape[1])
+        pieces = [on_grid(part, shaped.narrow(-1, part.start, part.stop - part.start), -1) for part in self.parts]
+        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)).flatten(1)
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether a row is quantized with a scale that belongs to all of its sample."""
+        return any(
+            part.activation is not None
+            and part.input_scales is None
+            and not part.activation.is_cast
+            and (part.activation.granularity == "tensor" or getattr(part.activation.row, "tensor_scale", False))
+            for part in self.parts
+        )
 
     def build(self, request: Request) -> "Module":
         """The quantized layer. ValueError, naming it, for what is not supported."""

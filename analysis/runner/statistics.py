@@ -9,8 +9,8 @@ Memory is bounded: layers are taken in passes whose K x K matrices fit a budget,
 again. The draws depend on nothing but the seed and the layer's place, so a run can be repeated.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from analysis.methods import Layer
@@ -145,23 +145,19 @@ def _one_pass(
 class Tap:
     """A forward-pre-hook that draws rows of a layer's input: `rows` (for the Gram matrix, to keep) in all of `calls`.
 
-    waits : rows are counted when they are paired with those of another tap (`pair`), not before
+    holds : rows are held as they are, to be counted when they are paired with those of another tap (`pair`)
     """
 
-    def __init__(self, layer: Layer, rows: tuple[int, int], calls: int, seed: int, waits: bool = False) -> None:
+    def __init__(self, layer: Layer, rows: tuple[int, int], calls: int, seed: int, holds: bool = False) -> None:
         import torch
-
-        self.waits = waits
 
         self.layer = layer
         self.gram_rows, self.kept_rows = (-(-count // calls) for count in rows)
         self.generator = torch.Generator().manual_seed(seed)
         self.gram: Any = 0.0
-        self.pairs: list[list[Tensor]] = []  # (gram, cross), sums over even and over odd calls
-        self.paired = 0
         self.count = 0
         self.rows: list[Tensor] = []
-        self.latest: Tensor | None = None
+        self.held: list[Tensor] | None = [] if holds else None
         self.low: Any = float("inf")
         self.high: Any = -float("inf")
 
@@ -171,41 +167,48 @@ class Tap:
         self.low = channels.amin(0).clamp(max=self.low)
         self.high = channels.amax(0).clamp(min=self.high)
         rows = draw(self.layer.module, x, self.gram_rows, self.generator)
+        if self.held is not None:
+            self.held.append(rows)
+            rows = rows[: self.kept_rows]
+        self.gram = self.gram + rows.T @ rows
         self.count += len(rows)
-        if not self.waits:
-            self.gram = self.gram + rows.T @ rows
         self.rows.append(rows[: self.kept_rows].clone())  # a view would keep all of them
-        self.latest = rows if self.waits else None
-
-    def pair(self, other: "Tap") -> None:
-        """Count the latest rows of this tap with those of `other`, which saw the same rows in full precision."""
-        if self.latest is not None and other.latest is not None:
-            new = [self.latest.T @ self.latest, self.latest.T @ other.latest]
-            self.gram = self.gram + new[0]
-            half = self.paired % 2
-            if half < len(self.pairs):
-                self.pairs[half] = [total + one for total, one in zip(self.pairs[half], new, strict=True)]
-            else:
-                self.pairs.append(new)
-            self.paired += 1
-        self.latest = other.latest = None
 
     def result(self) -> Statistics:
+        """What was seen; of rows that are held, those that are kept make the Gram matrix."""
+        return self._made(self.gram / max(self.count, 1), self.rows)
+
+    def pair(
+        self, other: "Tap", here: Callable[["Tensor"], "Tensor"], there: Callable[["Tensor"], "Tensor"]
+    ) -> Statistics:
+        """Statistics of what `here` makes of the held rows, beside what `there` makes of those of `other`, which saw
+        the same in full precision. They are held no longer."""
+        count, sums, rows = 0, [], []
+        for index, (x, z) in enumerate(zip(self.held or (), other.held or (), strict=True)):
+            x, z = here(x), there(z)
+            count += len(x)
+            rows.append(x[: self.kept_rows].clone())
+            new = x.T @ x, x.T @ z
+            if index < 2:  # even calls, odd calls
+                sums.append(new)
+            else:
+                for total, one in zip(sums[index % 2], new, strict=True):
+                    total += one
+        self.held = other.held = None
+        if not sums:
+            raise ValueError(f"layer {self.layer.path} was not called during calibration")
+        gram, cross = (sum(parts) / count for parts in zip(*sums, strict=True))
+        halves = (sums[0], sums[1]) if len(sums) == 2 else None
+        return replace(self._made(gram, rows), cross=cross, halves=halves)
+
+    def _made(self, gram: "Tensor", rows: "list[Tensor]") -> Statistics:
         import torch
 
         if not self.count:
             raise ValueError(f"layer {self.layer.path} was not called during calibration")
-        gram = self.gram / self.count
         if not torch.isfinite(gram).all():
             raise ValueError(f"the input of layer {self.layer.path} has NaN or Inf in full precision")
-        return Statistics(
-            gram=gram,
-            rows=torch.cat(self.rows),
-            channel_low=self.low,
-            channel_high=self.high,
-            cross=sum(cross for _, cross in self.pairs) / self.count if self.pairs else None,  # type: ignore[arg-type]
-            halves=((*self.pairs[0],), (*self.pairs[1],)) if len(self.pairs) == 2 else None,  # type: ignore[arg-type]
-        )
+        return Statistics(gram=gram, rows=torch.cat(rows), channel_low=self.low, channel_high=self.high)
 
 
 def draw(module: Any, x: "Tensor", count: int, generator: Any) -> "Tensor":
