@@ -254,14 +254,26 @@ class Schedule:
             return np.add.outer(steps.astype(dtype), lanes.astype(dtype) * self.layer.n)
         return np.add.outer(steps.astype(dtype) * self.layer.n, lanes.astype(dtype))
 
+    def _ifmap_block(self, fold: int) -> Indices:
+        """`block` of the input for a fold, without making the whole stack."""
+        r, c, flow = self.config.rows, self.config.columns, self.config.dataflow
+        sr, sc, t = self.sizes
+        column, row = divmod(fold, len(self.rows))
+        down = np.arange(row * r, min(row * r + r, sr))
+        if flow == "os":
+            return skewed(np.ascontiguousarray(self.layer.addresses(down, np.arange(t)).T))
+        if flow == "ws":
+            return skewed(self.layer.addresses(np.arange(t), down))
+        across = np.arange(column * c, min(column * c + c, sc))
+        return self.layer.addresses(across, down).T[::-1]
+
     def ifmap_lines(self) -> tuple[int, int]:
         """First and last line in which the input is asked for, windows that stick out taken into account."""
         stream = self.stream("ifmap")
         first, last = stream.lines
         if self.layer.overhangs:
             for fold in range(len(stream.until) - 1, -1, -1):
-                block = self.block("ifmap", self.block_of("ifmap", fold))
-                asked = np.flatnonzero((block >= 0).any(axis=1))
+                asked = np.flatnonzero((self._ifmap_block(fold) >= 0).any(axis=1))
                 if len(asked):
                     last = fold * self.period + int(stream.first[fold]) + int(asked[-1])
                     break
