@@ -17,7 +17,7 @@ import pytest
 import fpsim
 import hwmodels
 from analysis import cli, registry
-from analysis.commands import show
+from analysis.cards import format_card
 from analysis.commands._text import WIDTH, table
 from analysis.extras import EXTRAS, install
 
@@ -127,7 +127,7 @@ ML_DTYPES = {
 
 @pytest.mark.parametrize("name", ML_DTYPES)
 def test_shown_values_are_those_of_ml_dtypes(name: str) -> None:
-    ours = np.array(show.format_card(name)["values"])
+    ours = np.array(format_card(name)["values"])
     theirs = np.arange(256, dtype=np.uint8).view(ML_DTYPES[name]).astype(np.float64)
     np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_array_equal(np.signbit(ours), np.signbit(theirs) & ~np.isnan(theirs))
@@ -139,7 +139,7 @@ def test_shown_values_are_those_that_decode_gives(row: fpsim.Format) -> None:
     if row.kind == "int" and row.signed:  # stored as the integers themselves, shown by their two's complement bits
         codes = np.where(codes >= 1 << (row.bits - 1), codes - (1 << row.bits), codes)
     expected = np.asarray(fpsim.decode(codes.astype(row.code_dtype), row.name), dtype=np.float64)
-    np.testing.assert_array_equal(np.array(show.format_card(row.name)["values"]), expected)
+    np.testing.assert_array_equal(np.array(format_card(row.name)["values"]), expected)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_values_that_json_does_not_know_are_named(capsys: pytest.CaptureFixture[
     assert card["values"][0x7C] == "Inf"
     assert card["values"][0xFC] == "-Inf"
     assert card["values"][0x7D] == "NaN"
-    assert math.copysign(1, show.format_card("e5m2")["values"][0x80]) == -1
+    assert math.copysign(1, format_card("e5m2")["values"][0x80]) == -1
 
 
 def test_packages_of_extras_are_asked_for_by_extra() -> None:
