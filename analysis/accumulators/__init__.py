@@ -34,7 +34,19 @@ LOG = logging.getLogger(__name__)
 Tell = Callable[[str, float, float], None]
 
 #: What measurements depend on besides `analysis.plan`'s sources.
-_FILES = ("__init__.py", "runs.py", "partial_sums.py", "registers.py", "../metrics.py")
+_FILES = (
+    "accumulators/__init__.py",
+    "accumulators/runs.py",
+    "accumulators/partial_sums.py",
+    "accumulators/registers.py",
+)
+
+
+def _sources() -> dict[str, str]:
+    """File -> hash, of those and of what judges pictures."""
+    here = Path(__file__).parent.parent
+    files = [*(here / name for name in _FILES), *sorted((here / "metrics").glob("*.py"))]
+    return {str(file.relative_to(here)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,8 +272,7 @@ def study(asked: Study, runs: Path | None = None, device: str = "cpu", progress:
     around = surroundings(folder, variant=asked.pipeline if row is not None and row.outliers else "", device=device)
     settings = {item.name: getattr(asked, item.name) for item in fields(asked) if item.name != "candidates"}
     # Candidates are no part of the key: a study with one more finds what the others measured.
-    own = {name: hashlib.sha256((Path(__file__).parent / name).read_bytes()).hexdigest() for name in _FILES}
-    key = digest({"study": settings, "surroundings": around, "sources": own})
+    key = digest({"study": settings, "surroundings": around, "sources": _sources()})
     named = f"accumulators-{asked.pipeline if row is not None else folder.name}"
     directory = RunDirectory.open(runs, name=named, key=key, manifest={"study": settings, "surroundings": around})
     with directory.lock():
