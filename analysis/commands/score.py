@@ -34,6 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from analysis.commands.whatif import Bars
     from analysis.folders import Asked, score
+    from analysis.pictures import Folder
     from analysis.whatif import Counter, check_metrics
     from analysis.workers import quiet
 
@@ -43,6 +44,8 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--confidence must be between 0.5 and 1, not {options.confidence}")
     if options.unpaired and options.against is None:
         raise ValueError("--unpaired says how to compare with a folder: give it with --against")
+    for folder in (*options.folders, *([] if options.against is None else [options.against])):
+        Folder.open(folder)  # a mistake, before anything is drawn on the terminal
     asked = None if options.prompts is None else Asked.of(options.prompts)
     with Bars(quiet=options.quiet or options.json) as bars:
         found = score(

@@ -332,6 +332,8 @@ COMMANDS: tuple[list[str], ...] = (
     ["estimate", "gemm", "16", "16", "k=?", "--device", "my-npu"],
     ["estimate", "?", "16", "--device", "h200-sxm"],
     ["estimate", "--model", "?", "--device", "h200-sxm"],
+    ["score", "?", "--against", "?", "--quiet"],
+    ["score", ".", "--metrics", "?", "--quiet"],
     ["trace", "?"],
     ["trace", "shapes-sd", "--part", "?"],
     ["trace", "shapes-sd", "--batch", "?", "--tokens", "?"],
