@@ -188,9 +188,11 @@ def single(op: Op, precision: Precision) -> Program:
 
 def program(work: Workload, scheme: PrecisionMap, mode: Mode = "graph") -> Program:
     """Every launch of one pass of `work` under a scheme."""
-    if isinstance(scheme, Shorthand) and mode != "compiled":
-        return kept(work, scheme, mode, lambda: _by_shape(work, scheme))
-    return kept(work, scheme, mode, lambda: _in_order(work, scheme, mode))
+    if mode == "compiled":
+        return kept(work, scheme, mode, lambda: _in_order(work, scheme, mode))
+    if isinstance(scheme, Shorthand):  # eager and graph launch the same kernels
+        return kept(work, scheme, "graph", lambda: _by_shape(work, scheme))
+    return kept(work, scheme, "graph", lambda: _in_order(work, scheme, mode))
 
 
 KEPT = 64  # results of schemes per workload: a sweep comes back to a few, an optimiser walks through thousands

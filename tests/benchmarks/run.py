@@ -30,6 +30,7 @@ from fpsim._kernels import vector
 
 sys.path.insert(0, str(Path(__file__).parent))
 import peers
+import sweep
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
@@ -264,6 +265,7 @@ def main() -> None:
             "Compilation with an empty cache, and the first call of a later process. What a kernel has in common with "
             "a row above is compiled there.",
             table(["kernel", "cold", "warm"], first_calls()),
+            sweep.section(min(2, _jit.threads())),
         ]
     )
     print(text)
