@@ -288,6 +288,12 @@ def test_the_command_bounds_a_model_without_weights(capsys: pytest.CaptureFixtur
     assert "one width" in capsys.readouterr().err
 
 
+def test_what_a_study_depends_on_is_there() -> None:
+    found = _sources()
+    for name in ("accumulators/runs.py", "accumulators/partial_sums.py", "metrics/__init__.py", "metrics/pictures.py"):
+        assert len(found[name]) == 64
+
+
 @pytest.mark.slow
 def test_a_study_finds_the_order_that_theory_has(tmp_path) -> None:
     candidates = (*grid([32, 14], ["saturate"]), *grid([16], methods=["a2q", "oaq"]), Candidate(accumulator="f32"))
