@@ -18,12 +18,11 @@ plain casts and have no scale.
 This module imports no torch: schemes are read and priced without it.
 """
 
-import re
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, get_args
 
-from fpsim.formats import BlockFormat, Format, ScaleRule, alike, finite_float
+from fpsim.formats import BlockFormat, Format, ScaleRule, alike
 from fpsim.formats import format as format_row
 
 Granularity = Literal["tensor", "channel", "token", "block"]
@@ -178,21 +177,15 @@ class Quantizer:
         return f"{self.format} {place}{scales}{other}"
 
 
-_FINITE = re.compile(r"(u?)e([1-8])m([0-7])-finite")
-
-
 @cache
 def resolve(name: str) -> Format | BlockFormat:
-    """The row called `name`: one of `fpsim.formats.FORMATS`, or a split that searches choose from.
+    """The row called `name`, `fpsim.formats.format` remembered: quantizers ask for theirs with every tensor.
 
-    "e3m4-finite" is a float whose every code is a number, no Inf or NaN; "ue4m4-finite" has no sign. With a scale of
-    its own such a format covers any range, so its bias is immaterial. Raises ValueError for an unknown name.
+    Searches choose among splits such as "e3m4-finite", a float whose every code is a number, and "ue4m4-finite", which
+    has no sign. With a scale of its own such a format covers any range, so its bias is immaterial. Raises ValueError
+    for an unknown name.
     """
-    found = _FINITE.fullmatch(name)
-    if found is None:
-        return format_row(name)
-    unsigned, exponent, mantissa = found.groups()
-    return finite_float(name, int(exponent), int(mantissa), signed=not unsigned, source="arXiv:2408.06995")
+    return format_row(name)
 
 
 def _check_unsigned(row: Format) -> None:
