@@ -101,3 +101,22 @@ def test_the_output_objective_minimizes_the_output_error() -> None:
     shared, total = search.best_clip(weight, row, gram=gram, shared=True)
     assert shared.shape == (1,)
     assert total >= error.sum()
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("name", ["e4m3", "e2m1-finite", "ue4m4", "uint8", "int8"])
+def test_what_is_to_be_kept_is_within_the_ends(name: str, quick: bool) -> None:
+    """A heavy tail that every search would clip, and ends beyond what the sample holds."""
+    row = resolve(name)
+    x = data("laplace")[None, ::7] ** 3
+    for low, high in ((0.0, 0.0), (-3.0, 2.0), (float(x.min()) * 3, float(x.max()) * 2)):
+        found = search.best_split(x, [row], quick=quick, keep=(low, high))
+        step, zero = found.scales.step, 0.0 if found.scales.zero is None else found.scales.zero
+        ends = (row.min - zero) * step, (row.max - zero) * step
+        # A zero point is rounded to a value of the format: up to half the step there, at most the largest, is missing.
+        widest = 1.0 if row.kind == "int" else row.max / 2**row.mantissa_bits
+        slack = 0.0 if row.signed else 0.5 * float(step) * widest
+        assert ends[0] - slack - 1e-6 * abs(ends[0]) <= min(low, float(x.min()))
+        assert ends[1] + slack + 1e-6 * ends[1] >= max(high, float(x.max()))
+    if name in ("e2m1-finite", "int8"):  # E4M3 has range to spare
+        assert float(search.best_clip(x, row, quick=quick)[0]) < float(x.abs().max())
