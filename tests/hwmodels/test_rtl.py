@@ -150,6 +150,20 @@ def test_what_has_no_circuit_says_so(spec: fpsim.MatmulSpec, message: str) -> No
         rtl.unit(spec)
 
 
+def test_engines_without_a_circuit_are_those_the_page_lists() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "rtl.md").read_text(encoding="utf-8")
+    table = page.partition("| engines | accumulator | why |")[2].partition("\n\n")[0]
+    refused = set()
+    for name, engine in fpsim.ENGINES.items():
+        for kind in {(type(row.accumulator), row.epilogue): row for row in engine.rows}.values():
+            a, b = kind.pairs()[0]
+            try:
+                rtl.unit(fpsim.engine(name, a, b, kind.output, scale=kind.scale, block=kind.block, k=kind.k))
+            except rtl.NoCircuit:
+                refused.add(name)
+    assert refused == set(re.findall(r"`(\w+/[\w-]+)`", table))
+
+
 # -- gate counts --------------------------------------------------------------------------------------------------
 
 
