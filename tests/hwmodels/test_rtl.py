@@ -333,7 +333,7 @@ def test_words_for_accumulators(text: str, kind: Accumulator) -> None:
         ("--a e4m3 --accumulator FusedDot:terms", "'terms' is no field=value"),
         ("--a e4m3 --accumulator int32", "takes integer operands"),
         ("hoper/wgmma --a e4m3", "did you mean 'hopper/wgmma'"),
-        ("--a e4m3 --accumulator f32 -o /no/such/folder/x.v", "No such file or directory"),
+        ("--a e4m3 --accumulator f32 -o /no/such/folder/x.v", "No such directory"),
     ],
 )
 def test_mistakes_are_one_line(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
