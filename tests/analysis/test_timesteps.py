@@ -5,13 +5,7 @@ from typing import Any
 import pytest
 import tiny_pipelines
 import torch
-from diffusers import (
-    DiTTransformer2DModel,
-    FluxTransformer2DModel,
-    PixArtTransformer2DModel,
-    SD3Transformer2DModel,
-    UNet2DConditionModel,
-)
+from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, PixArtTransformer2DModel
 
 from analysis.models import embedded
 from analysis.runner import quantize, report_of, restore, sample, save
@@ -45,46 +39,22 @@ def test_all_of_the_time_embedding_in_stable_diffusion() -> None:
 
 
 def test_sdxl_adds_text_and_sizes_to_its_embedding() -> None:
-    model = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=16,
-        attention_head_dim=(1, 2),
-        norm_num_groups=8,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=6 * 4 + 12,
-    )
-    added = {"text_embeds": noise(2, 12), "time_ids": noise(2, 6)}
-    paths = found(
-        model, sample=noise(2, 4, 8, 8), timestep=300, encoder_hidden_states=noise(2, 5, 16), added_cond_kwargs=added
-    )
+    paths = found(tiny_pipelines.sdxl_pipeline().unet, **tiny_pipelines.denoiser_inputs("sdxl"))
     assert paths == {"time_embedding.linear_1", "time_embedding.linear_2"}
 
 
 @pytest.mark.parametrize("conditions", [False, True])
 def test_pixart_shares_its_modulation(conditions: bool) -> None:
-    model = PixArtTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        cross_attention_dim=24,
-        sample_size=8,
-        caption_channels=16,
-        use_additional_conditions=conditions,
-    )
+    model = tiny_pipelines.dit_pipeline().transformer
     added: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
     if conditions:
+        thirds = {"attention_head_dim": 24, "cross_attention_dim": 48}  # for the timestep, for each size
+        model = PixArtTransformer2DModel.from_config(model.config, use_additional_conditions=True, **thirds)
         added = {"resolution": torch.full((2, 2), 64.0), "aspect_ratio": torch.full((2, 1), 1.0)}
     paths = found(
         model,
         hidden_states=noise(2, 4, 8, 8),
-        encoder_hidden_states=noise(2, 5, 16),
+        encoder_hidden_states=noise(2, 5, 32),
         timestep=torch.tensor([300, 300]),
         added_cond_kwargs=added,
     )
@@ -94,52 +64,17 @@ def test_pixart_shares_its_modulation(conditions: bool) -> None:
 
 
 def test_models_that_mix_text_labels_or_guidance_into_the_embedding() -> None:
-    sd3 = SD3Transformer2DModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        attention_head_dim=12,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        caption_projection_dim=24,
-        pooled_projection_dim=20,
-        pos_embed_max_size=8,
-    )
-    assert found(
-        sd3,
-        hidden_states=noise(2, 4, 8, 8),
-        encoder_hidden_states=noise(2, 5, 16),
-        pooled_projections=noise(2, 20),
-        timestep=torch.tensor([300.0, 300.0]),
-    ) == {f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2)}
+    embedder = {f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2)}
+    assert found(tiny_pipelines.sd3_pipeline().transformer, **tiny_pipelines.denoiser_inputs("sd3")) == embedder
+    flux = FluxTransformer2DModel.from_config(tiny_pipelines.flux_pipeline().transformer.config, guidance_embeds=True)
+    given = tiny_pipelines.denoiser_inputs("flux")
+    assert found(flux, **given, guidance=torch.tensor([3.5, 3.5])) == embedder
     dit = DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=12, in_channels=4, num_layers=2, sample_size=8, num_embeds_ada_norm=9
     )
     assert found(
         dit, hidden_states=noise(2, 4, 8, 8), timestep=torch.tensor([3, 3]), class_labels=torch.tensor([4, 1])
     ) == {f"transformer_blocks.1.norm1.emb.timestep_embedder.linear_{i}" for i in (1, 2)}  # the first is called twice
-    flux = FluxTransformer2DModel(
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        pooled_projection_dim=20,
-        guidance_embeds=True,
-        axes_dims_rope=(4, 4, 8),
-    )
-    assert found(
-        flux,
-        hidden_states=noise(2, 16, 4),
-        encoder_hidden_states=noise(2, 5, 16),
-        pooled_projections=noise(2, 20),
-        timestep=torch.tensor([0.3, 0.3]),
-        guidance=torch.tensor([3.5, 3.5]),
-        img_ids=torch.zeros(16, 3),
-        txt_ids=torch.zeros(5, 3),
-    ) == {f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2)}
 
 
 @pytest.mark.parametrize("make", [tiny_pipelines.unet_pipeline, tiny_pipelines.dit_pipeline])
