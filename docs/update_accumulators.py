@@ -1,9 +1,10 @@
-"""Writes the table and the plot of docs/accumulators.md from finished studies.
+"""Writes the tables and the plot of docs/accumulators.md from finished studies.
 
     fpsim accumulators shapes-sd --prompts 8 --steps 10 --method rtn oaq a2q --bits 14 16 18 20 24
     python docs/update_accumulators.py runs/accumulators-shapes-sd-...
 
-Several run directories of one pipeline and scheme are put side by side. Numbers are copied, never typed.
+A study in int8-w8a8 makes the first table and the plot, one in fp8-w8a8 the second table. Several run directories of
+one pipeline and scheme are put side by side. Numbers are copied, never typed.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from analysis.store import read_json
 
 PAGE = Path(__file__).with_name("accumulators.md")
 PLOT = Path(__file__).parent / "images" / "accumulators.png"
+#: scheme of the studies -> block of the page
+BLOCKS = {"int8-w8a8": "registers", "fp8-w8a8": "fp8"}
 METHODS = {"rtn": "round to nearest", "oaq": "overflow-aware", "a2q": "A2Q bound, post-training"}
 
 
@@ -71,16 +74,21 @@ def main() -> None:
         "| gates | saved | products, mJ |\n|---|---|---|---|---|---|---|---|---|---|---|"
     )
     table = "\n".join([head, *(line(rows[0]) for rows in groups)])
-    page = PAGE.read_text(encoding="utf-8")
-    page = re.sub(
-        r"(<!-- registers -->\n).*?(<!-- /registers -->)", lambda m: f"{m[1]}{table}\n{m[2]}", page, flags=re.S
-    )
-    PAGE.write_text(page, encoding="utf-8")
     first = groups[0][0]
     whole = [row for rows in groups for row in rows]
     kinds = sorted({f"{row.pipeline} in {row.scheme}" for row in whole})
-    if len(kinds) != 1:
-        raise ValueError(f"runs of {' and '.join(kinds)}; give those of one pipeline and scheme")
+    if len(kinds) != 1 or first.scheme not in BLOCKS:
+        raise ValueError(f"runs of {' and '.join(kinds)}; give those of one pipeline and one of {', '.join(BLOCKS)}")
+    block = BLOCKS[first.scheme]
+    pattern = rf"(<!-- {block} -->\n).*?(<!-- /{block} -->)"
+    page, count = re.subn(
+        pattern, lambda m: f"{m[1]}{table}\n{m[2]}", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    if count != 1:
+        raise ValueError(f"{PAGE.name} has {count} blocks <!-- {block} -->; it needs one")
+    PAGE.write_text(page, encoding="utf-8")
+    if block != "registers":
+        return
     PLOT.write_bytes(draw(Found(study=Study(pipeline=first.pipeline, candidates=()), rows=tuple(whole))))
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.accumulators.registers import Register, register_of
 from fpsim.accumulators import Accumulator, FixedPoint
+from fpsim.formats import scalar_format
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,6 +87,13 @@ class Candidate:
         if found is not None:
             return found.bits
         return kind.bits if isinstance(kind, FixedPoint) else None
+
+    def reach(self, a: str, b: str) -> int | None:
+        """Bits of a register that begins at the smallest product of the formats a and b and reaches as high as this."""
+        kind, row = self.kind, scalar_format
+        if not isinstance(kind, FixedPoint) or kind.lsb is None:
+            return self.bits
+        return kind.bits + kind.lsb - (FixedPoint(kind.bits).placed(row(a), row(b)).lsb or 0)
 
     @property
     def words(self) -> str:
@@ -192,7 +200,7 @@ class Row:
 
     a, b : formats of the codes; products : per sum; macs : of a picture, all its steps and both halves of guidance
     data_type .. final : widths in bits that hold sums, see `analysis.accumulators.partial_sums`
-    needing  : share of watched outputs with a partial sum in order beyond `bits`; None for tiles
+    needing  : share of watched outputs with a partial sum in order beyond the register; None for tiles
     overflow, overflowed : overflows, and the share of outputs with any, while it ran; truncated: share of products that
         lost bits in alignment; None where nothing was counted
     gates    : of a multiply-accumulate, register aside; energy : joules per picture of the products of quantized layers

@@ -182,6 +182,7 @@ def _row(
     kinds = {(one.kind, one.a, one.b) for one in sums}
     kind, a, b = next(iter(kinds)) if layer != ALL else ("", sums[0].a, sums[0].b)
     outputs, tiles = sum(one.observed.outputs for one in sums), candidate.register is not None
+    beyond = sum(one.observed.beyond(candidate.reach(one.a, one.b) or 0) for one in sums)
     total = None
     for here in (counted[one.path] for one in sums if one.path in counted):
         total = here if total is None else total + here
@@ -202,7 +203,7 @@ def _row(
         any_order=max(one.any_order for one in sums),
         in_order=max(one.in_order for one in sums),
         final=max(one.final for one in sums),
-        needing=None if bits is None or tiles else sum(one.observed.beyond(bits) for one in sums) / outputs,
+        needing=None if bits is None or tiles else beyond / outputs,
         overflow=None if total is None else total.overflow,
         overflowed=None if total is None else total.overflowed_outputs / total.outputs,
         truncated=None if total is None else total.truncated / total.products,

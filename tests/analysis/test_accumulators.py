@@ -212,6 +212,9 @@ def test_candidates_say_what_they_are() -> None:
     assert tiles.words == "int16 per 32 in int24"
     assert tiles.kind == Register(bits=16, tile=32, outer=24).accumulator()
     assert (Candidate(accumulator="fixed40").bits, Candidate(accumulator="f16").bits) == (40, None)
+    # the smallest product of E4M3 is 2**-18: a register that begins at 2**8 reaches 26 bits higher
+    assert Candidate(accumulator="fixed16-lsb8").reach("e4m3", "e4m3") == 42
+    assert Candidate(accumulator="fixed16").reach("e4m3", "e4m3") == 16
     for wrong in ({}, {"accumulator": "int16", "register": Register(bits=16)}, {"accumulator": "int99"}):
         with pytest.raises(ValueError, match=r"accumulator|IntegerAccumulator"):
             Candidate(**wrong)
