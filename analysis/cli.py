@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from analysis import commands
+from analysis.errors import one_line
 from analysis.extras import install
 from fpsim._names import printable
 
@@ -86,7 +87,7 @@ def _guarded(arguments: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as interrupt:
-        _complain(f"stopped{'; ' if interrupt.args else ''}{_one_line(interrupt)}")
+        _complain(f"stopped{'; ' if interrupt.args else ''}{one_line(interrupt)}")
         return 130
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("fpsim", "hwmodels", "analysis"):
@@ -94,7 +95,7 @@ def _guarded(arguments: Sequence[str] | None) -> int:
         _complain(f"the package {error.name!r} is missing; install it: {install(error.name)}")
         return 2
     except (ValueError, OSError) as error:
-        _complain(_one_line(error))
+        _complain(one_line(error))
         return 2
 
 
@@ -102,15 +103,9 @@ def _complain(text: str) -> None:
     sys.stderr.write(f"fpsim: {printable(text)}\n")
 
 
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return " ".join(str(error).split())
-
-
 def _bug(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     """What nobody foresaw: one line, exit code 1."""
-    _complain(f"internal error, {kind.__name__}: {_one_line(error)} (--debug shows where)")
+    _complain(f"internal error, {kind.__name__}: {one_line(error)} (--debug shows where)")
 
 
 if __name__ == "__main__":

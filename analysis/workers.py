@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from analysis.errors import one_line
+
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 MOST = 16  # workers by default; each holds its own copy of the model
 
@@ -164,6 +166,6 @@ def serve(handle: Any) -> None:
         except BrokenPipeError:  # the parent is gone
             return
         except (ValueError, OSError) as error:
-            tell({"error": " ".join(str(error).split())})
+            tell({"error": one_line(error)})
         else:
             tell({"done": True})

@@ -209,7 +209,7 @@ def test_a_disk_that_is_full(experiment: Experiment, finished: Run, tmp_path: Pa
     try:
         with started(tmp_path) as process:
             assert process.wait(timeout=300) == 2
-        assert said(tmp_path).splitlines()[-1].startswith("fpsim: No space left on device: ")
+        assert said(tmp_path).splitlines()[-1].startswith("fpsim: No space left on device")
         assert "Traceback" not in said(tmp_path)
         kept = measured(disk / finished.path.name)
         assert not list(disk.rglob("*.partial"))

@@ -20,6 +20,8 @@ def handle(task, tell):
     print("library noise on stdout")
     if task == "refuse":
         raise ValueError("no\\nsuch thing")
+    if task == "full":
+        raise OSError(28, "No space left on device", "runs/x")
     if task == "die":
         os._exit(7)
     if task == "bug":
@@ -53,6 +55,11 @@ def test_every_task_is_done_once_whatever_the_number_of_workers(module: str, tmp
 def test_a_refused_task_is_a_value_error_in_one_line(module: str, tmp_path: Path) -> None:
     with Workers(module, [], 2, tmp_path / "log") as pool, pytest.raises(ValueError, match="no such thing"):
         list(pool.run([1, "refuse"]))
+
+
+def test_a_full_disk_is_said_with_its_file(module: str, tmp_path: Path) -> None:
+    with Workers(module, [], 1, tmp_path / "log") as pool, pytest.raises(ValueError, match="^No space .*: runs/x$"):
+        list(pool.run(["full"]))
 
 
 @pytest.mark.parametrize(("task", "says"), [("die", "exit code 7"), ("bug", r"exit code 1 \(KeyError: 'missing'")])
