@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ PIPELINES = {"unet": unet_pipeline, "transformer": dit_pipeline}
 
 @pytest.fixture(scope="module", params=PIPELINES)
 def name(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def test_calibration_finds_where_skip_connections_join(unet: DiffusionPipeline) 
     assert calibrate(dit_pipeline(), CAPTIONS[:1], steps=1).splits == {}
 
 
-def test_calibration_goes_on_where_it_was_killed(unet: DiffusionPipeline, tmp_path) -> None:
+def test_calibration_goes_on_where_it_was_killed(unet: DiffusionPipeline, tmp_path: Path) -> None:
     file = tmp_path / "ranges.json"
     whole = calibrate(unet, CAPTIONS, steps=2, batch_size=1)
 
@@ -316,7 +317,7 @@ def test_learned_roundings_are_codes_and_differ_from_their_start(formats: str) -
 # -- q-diffusion ------------------------------------------------------------------------------------------------------
 
 
-def test_q_diffusion_splits_learns_steps_and_survives_a_round_trip(tmp_path) -> None:
+def test_q_diffusion_splits_learns_steps_and_survives_a_round_trip(tmp_path: Path) -> None:
     pipe = unet_pipeline()
     with torch.no_grad():  # hidden states a hundred times the skip connection, undone behind the concatenation
         pipe.unet.up_blocks[1].resnets[0].conv_shortcut.weight[:, :48] /= 100
