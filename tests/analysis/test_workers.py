@@ -58,7 +58,7 @@ def test_a_refused_task_is_a_value_error_in_one_line(module: str, tmp_path: Path
 
 
 def test_a_full_disk_is_said_with_its_file(module: str, tmp_path: Path) -> None:
-    with Workers(module, [], 1, tmp_path / "log") as pool, pytest.raises(ValueError, match="^No space .*: runs/x$"):
+    with Workers(module, [], 1, tmp_path / "log") as pool, pytest.raises(ValueError, match=r"^No space .*: runs/x$"):
         list(pool.run(["full"]))
 
 
