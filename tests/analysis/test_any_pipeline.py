@@ -5,8 +5,10 @@ Workers run in this process here; that they run elsewhere is tested with the emb
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -268,6 +270,18 @@ scheme = ["int8-w8a8", "fp8-w8a8"]
 """
 
 
+def run_killed(folder: Path, words: Sequence[str], environment: dict[str, str]) -> Path:
+    """Start `words` on the runs in `killed`, and kill all of it as soon as there are a few batches; the run."""
+    runs = folder / "killed"
+    started = subprocess.Popen([*words, "--runs", "killed"], cwd=folder, env=environment, start_new_session=True)
+    while started.poll() is None and len(list(runs.glob("*/batches/*.safetensors"))) < 3:
+        time.sleep(0.01)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    [run] = runs.iterdir()
+    return run
+
+
 @pytest.mark.slow
 def test_two_launched_processes_make_the_pictures_of_one(tmp_path: Path) -> None:
     """torchrun starts what `accelerate launch --multi_gpu` starts; without GPUs they talk over gloo."""
@@ -294,6 +308,13 @@ def test_two_launched_processes_make_the_pictures_of_one(tmp_path: Path) -> None
 
     two = ("torch.distributed.run", "--nproc_per_node", "2", "-m")
     assert run("launched", *two) == run("alone")
+    killed = run_killed(
+        tmp_path, [sys.executable, "-m", *two, "analysis.cli", "run", "two.toml", "--quiet"], environment
+    )
+    written = {path: path.stat().st_mtime_ns for path in killed.glob("batches/*.safetensors")}
+    assert 0 < len(written) < 16
+    assert run("killed") == run("alone")
+    assert all(path.stat().st_mtime_ns == when for path, when in written.items())
     (tmp_path / "wrong.toml").write_text(TWO.replace("int8-w8a8", "int9"))
     words = [sys.executable, "-m", *two, "analysis.cli", "run", "wrong.toml", "--quiet"]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
