@@ -1,8 +1,9 @@
 """What a sweep of projections leaves behind: every row as CSV (and Parquet), and a page that stays light.
 
 Ten thousand rows in a table freeze a browser and nobody reads them. The page has, of every model, the rows that nobody
-beats on any of the axes it offers (so the fronts it draws are whole) and the fastest few; the files have all. A lower
-bound of the time is not compared with an estimate: it would win whatever the device is like.
+beats on any of the axes it offers and the fastest few; its plot the same for each device too, so the fronts it draws
+are whole. The files have all. A lower bound of the time is not compared with an estimate: it would win whatever the
+device is like.
 """
 
 from __future__ import annotations
@@ -118,6 +119,18 @@ def is_bound(row: ProjectedRow) -> bool:
     return row.basis == "roofline"
 
 
+def on_some_front(rows: Sequence[ProjectedRow]) -> list[ProjectedRow]:
+    """The rows that no other of the same model and device beats on one of the axes: what nobody beats is among them."""
+    groups: dict[tuple[str, str, bool], list[ProjectedRow]] = {}
+    for row in usable(rows):
+        groups.setdefault((row.model, row.device, is_bound(row)), []).append(row)
+    found: dict[int, ProjectedRow] = {}
+    for group in groups.values():
+        for axis in AXES:
+            found |= {id(group[index]): group[index] for index in on_front(group, axis)}
+    return list(found.values())
+
+
 def on_front(rows: Sequence[ProjectedRow], axis: str) -> list[int]:
     """Indices of the rows that no other beats in both the time of an image and `axis`."""
     known = [index for index, row in enumerate(rows) if getattr(row, axis) is not None]
@@ -146,7 +159,7 @@ def render(asked: Projection, rows: Sequence[ProjectedRow], command: str) -> str
             "bounds": is_bound(row),
             **{axis: getattr(row, axis) for axis in AXES},
         }
-        for row in chosen
+        for row in on_some_front(rows)
     ]
     axes = {key: {"name": name, "units": [large, small]} for key, (name, large, small) in AXES.items()}
     return page(
@@ -157,6 +170,7 @@ def render(asked: Projection, rows: Sequence[ProjectedRow], command: str) -> str
         total=len(rows),
         counts=counts(rows),
         models=models,
+        devices=list(dict.fromkeys(row.device for row in usable(rows))),
         lines=[_line(row) for row in chosen],
         best=fastest_of_each(rows, models),
         axes=[(key, name) for key, (name, *_) in AXES.items()],

@@ -4,13 +4,13 @@ const data = JSON.parse(document.getElementById("data").textContent);
 function decades(low, high) {
   const found = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
-    for (const lead of Math.log10(high / low) > 3 ? [1] : [1, 2, 5]) found.push(+(lead * 10 ** power).toPrecision(12));
+    for (const lead of high / low > 1000 ? [1] : high / low > 8 ? [1, 2, 5] : [1, 1.5, 2, 2.5, 3, 4, 5, 6, 8]) found.push(+(lead * 10 ** power).toPrecision(12));
   return found.filter((value) => value >= low && value <= high);
 }
 
 function draw(box) {
   const choice = Object.fromEntries([...box.querySelectorAll("select")].map((select) => [select.name, select.value]));
-  const rows = data.points.filter((row) => row.model === choice.model && row[choice.axis] != null);
+  const rows = data.points.filter((row) => row.model === choice.model && (!choice.device || row.device === choice.device) && row[choice.axis] != null);
   const fitting = (units, values) => units[Math.max(...values) >= 0.1 * units[0][1] ? 0 : 1];
   const [unit, one] = fitting(data.axes[choice.axis].units, rows.map((row) => row[choice.axis]));
   const [second, part] = fitting([["seconds", 1], ["milliseconds", 1e-3]], rows.map((row) => row.time));
@@ -52,7 +52,7 @@ function draw(box) {
     if (!beaten && !taken.some((other) => Math.abs(other.x - px(p.x)) < 14 * line && Math.abs(other.y - py(p.y)) < line)) {
       const flip = px(p.x) > W - 200;
       taken.push({ x: px(p.x), y: py(p.y) });
-      mark.append(make("text", { x: px(p.x) + (flip ? -10 : 10), y: py(p.y) - 7, "text-anchor": flip ? "end" : "start", class: "name" }, `${p.row.scheme}, ${p.row.device}`));
+      mark.append(make("text", { x: px(p.x) + (flip ? -10 : 10), y: py(p.y) + (flip ? 18 : -7), "text-anchor": flip ? "end" : "start", class: "name" }, choice.device ? `${p.row.scheme}, batch ${p.row.batch}, ${p.row.mode}` : `${p.row.scheme}, ${p.row.device}`));
     }
     for (const event of ["pointerenter", "focus", "click"]) mark.addEventListener(event, () => tell(box, p, whole, axis));
     svg.append(mark);
