@@ -11,7 +11,7 @@ import torch
 import analysis
 from analysis.cli import main
 from analysis.measure.compare import STEPS, step_errors
-from analysis.recorder import _layout
+from analysis.recorder.kernels import layout
 from hwmodels.measured import FOLDER
 
 DIT = ["--model", "dit-xl-2-256", "--batch", "2", "--device", "h200-sxm"]
@@ -63,14 +63,14 @@ def test_a_device_is_calibrated_from_a_file(tmp_path: Path, capsys: pytest.Captu
 
 def test_layouts_are_those_the_kernels_see() -> None:
     x = torch.empty(2, 8, 16, device="meta")
-    assert _layout([x, x], torch.empty_like(x)) == ""
-    assert _layout([x, x[:, :1]], torch.empty_like(x)) == "strided"
+    assert layout([x, x], torch.empty_like(x)) == ""
+    assert layout([x, x[:, :1]], torch.empty_like(x)) == "strided"
     wide = torch.empty(2, 8, 32, device="meta")
-    assert _layout([wide[..., :16]], torch.empty_like(x)) == "strided"
+    assert layout([wide[..., :16]], torch.empty_like(x)) == "strided"
     turned = torch.empty(2, 16, 8 * 16, device="meta").transpose(1, 2)
-    assert _layout([turned], torch.empty(2, 128, 16, device="meta")) == "transposed"
+    assert layout([turned], torch.empty(2, 128, 16, device="meta")) == "transposed"
     last = torch.empty(2, 8, 4, 4, device="meta").to(memory_format=torch.channels_last)
-    assert _layout([last, last], torch.empty_like(last)) == ""
+    assert layout([last, last], torch.empty_like(last)) == ""
     ops = analysis.trace("dit-xl-2-256", batch=2).ops
     # torch's own profile of this step has 113 multiplications with an index per element (measurements/h200)
     assert sum(getattr(op, "layout", "") == "strided" and op.dtype == "" and op.function == "mul" for op in ops) == 113
