@@ -11,6 +11,7 @@ import importlib
 import os
 import pkgutil
 import sys
+import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import NoReturn
@@ -80,6 +81,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _guarded(arguments: Sequence[str] | None) -> int:
     """The same; whatever goes wrong is one line and an exit code, from the first import on."""
     sys.excepthook = _bug
+    threading.excepthook = _bug_aside
     try:
         return _run(arguments)
     except BrokenPipeError:
@@ -103,9 +105,15 @@ def _complain(text: str) -> None:
     sys.stderr.write(f"fpsim: {printable(text)}\n")
 
 
-def _bug(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+def _bug(kind: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
     """What nobody foresaw: one line, exit code 1."""
     _complain(f"internal error, {kind.__name__}: {one_line(error)} (--debug shows where)")
+
+
+def _bug_aside(found: threading.ExceptHookArgs) -> None:
+    """The same in another thread, but for joblib's own, which stumbles over tasks that Ctrl-C took away."""
+    if found.exc_value is not None and getattr(found.thread, "name", "") != "ExecutorManagerThread":
+        _bug(found.exc_type, found.exc_value, found.exc_traceback)
 
 
 if __name__ == "__main__":

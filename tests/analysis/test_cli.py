@@ -223,6 +223,20 @@ def test_a_bug_is_one_line_and_exit_code_1() -> None:
     assert done.stderr == "fpsim: internal error, KeyError: 'missing' (--debug shows where)\n"
 
 
+def test_a_bug_in_a_thread_is_one_line_too() -> None:
+    code = (
+        "import sys, threading; from analysis import cli; from analysis.commands import list as command\n"
+        "def run(options):\n"
+        "    for name in ('ExecutorManagerThread', 'other'):\n"
+        "        thread = threading.Thread(target=lambda: {}[threading.current_thread().name], name=name)\n"
+        "        thread.start(); thread.join()\n"
+        "command.run = run; sys.exit(cli.main(['list', 'formats']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr == "fpsim: internal error, KeyError: 'other' (--debug shows where)\n"
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     writer = [sys.executable, "-m", "analysis.cli", "list", "formats", "--json"]
     read, write = os.pipe()
