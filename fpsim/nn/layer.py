@@ -245,19 +245,25 @@ class QuantizedLayer(nn.Module):
             if scales is not None and scales.zero is not None:
                 y = y - self.zero_term(values, scales.zero * scales.step)
         else:
-            bias = None if self.bias is None else self.bias.to(self.weight.dtype)
-            y = self.multiply(self.rounded_input(values), self.weight, bias)
+            weight: Any = self._buffers["weight"]  # found faster than by name; a GPU waits for this
+            bias: Any = self._parameters.get("bias")
+            if bias is None:
+                bias = self.bias  # none, or no parameter
+            if bias is not None and bias.dtype is not weight.dtype:
+                bias = bias.to(weight.dtype)
+            y = self.multiply(self.rounded_input(values), weight, bias)
         if self.branch is not None:
             y = y + self.branch(values.float())
-        return y.to(x.dtype)
+        return y if y.dtype is x.dtype else y.to(x.dtype)
 
     def rounded_input(self, values: Tensor) -> Tensor:
         """What the weight is multiplied by: the input on its grid, in the dtype of `weight`."""
         step = self._buffers["input_step"]
         if step is not None and step.ndim == 0:
-            if self._prepared is None or self._prepared.step is not step:
-                self._prepared = self._prepare(step)
-            made = self._prepared(values)
+            prepared = self._prepared
+            if prepared is None or prepared.step is not step:
+                prepared = self._prepared = self._prepare(step)
+            made = prepared(values)
             if made is not None:
                 return made
         quantizer, dtype = self.activation_quantizer, self.weight.dtype
