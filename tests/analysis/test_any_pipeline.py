@@ -135,6 +135,9 @@ def test_a_video_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not torch.equal(full, ours)
     assert rows["int4-w4a8", "flicker_change"]["against"] == "fp32"
     assert rows["fp8-w8a8", "time_per_image"]["value"] > 0
+    tidy = pd.read_parquet(Path(found["run"]) / "results.parquet")
+    assert len(tidy) == len(found["results"])
+    assert tidy.set_index(["configuration", "metric"]).value["int4-w4a8", "psnr"] == rows["int4-w4a8", "psnr"]["value"]
     page = Path(found["page"]).read_text()
     assert "PSNR of motion, dB" in page
     price = ["estimate", "--model", str(folder), "--frames", "9", "--device", "h200-sxm", "--batch", "2", "--json"]
