@@ -213,6 +213,30 @@ def test_fp_ptq_chooses_splits_per_tensor(dit: DiffusionPipeline, calibration: C
     assert {m.weight_quantizer.format for m in fixed.transformer.modules() if isinstance(m, QuantizedLayer)} == {"e4m3"}
 
 
+@pytest.mark.parametrize("formats", ["fp8-w8a8+per-tensor+asymmetric", "int8-w8a8"])
+def test_searched_ranges_of_eight_bits_hold_all_that_calibration_saw(
+    dit: DiffusionPipeline, calibration: Calibration, formats: str
+) -> None:
+    made = quantize(
+        dit, formats, method="fp-search", calibration=calibration, kept_rows=40
+    )  # a sample that misses much
+    for path, layer in made.transformer.named_modules():
+        if isinstance(layer, QuantizedLayer):
+            row = layer.activation_quantizer.row
+            zero = 0.0 if layer.input_zero is None else float(layer.input_zero)
+            low, high = calibration.range(path)
+            # a zero point is rounded: by half the step there, at most 2^-mantissa bits of the largest value
+            slack = (
+                0.5
+                * (row.max - row.min)
+                * 2.0**-row.mantissa_bits
+                * float(layer.input_step)
+                * (layer.input_zero is not None)
+            )
+            assert (row.min - zero) * float(layer.input_step) - slack <= low * (1 - 1e-6)
+            assert (row.max - zero) * float(layer.input_step) + slack >= high * (1 - 1e-6)
+
+
 def test_low_rank_branch_and_residual_add_up_to_the_weight(dit: DiffusionPipeline, calibration: Calibration) -> None:
     made = quantize(
         dit, "bf16", method="low-rank", calibration=calibration, transform="none", rounding="nearest", rank=4
