@@ -19,9 +19,10 @@ test: .venv/installed-test lint  ## lint, types, import contracts, tests and not
 test-slow: .venv/installed-test  ## exhaustive and full-size tests
 	$(BIN)/python -m pytest -m "slow and not gpu" -q
 
-test-cluster: .venv/installed-test  ## Dask and Ray with real workers, one of them killed
+test-cluster: .venv/installed-test  ## Dask, Ray and launched processes with real workers, one of them killed
 	$(PIP) --editable '.[test,distributed]'
 	$(BIN)/python -m pytest -q tests/analysis/test_cluster.py
+	$(BIN)/python -m pytest -q tests/analysis/test_any_pipeline.py -k launched
 
 lint: .venv/installed-test  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
@@ -34,6 +35,8 @@ bench: .venv-bench/installed  ## speed against peers, side by side in one run; p
 
 bench-gpu:  ## the same on an NVIDIA GPU, with PYTHON=python of an environment that has CUDA torch and fpsim[cuda]
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu.py --write docs/benchmarks-gpu.md
+	PYTHONPATH=. $(PYTHON) tests/benchmarks/fake_quant_gpu.py
+	PYTHONPATH=. $(PYTHON) tests/benchmarks/sdxl_gpu.py
 
 gpu-model: .venv/installed-test  ## fit the GPU model to the committed measurements, error tables into docs/gpu-model.md
 	$(BIN)/python -m hwmodels.calibrate
