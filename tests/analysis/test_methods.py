@@ -217,24 +217,18 @@ def test_fp_ptq_chooses_splits_per_tensor(dit: DiffusionPipeline, calibration: C
 def test_searched_ranges_of_eight_bits_hold_all_that_calibration_saw(
     dit: DiffusionPipeline, calibration: Calibration, formats: str
 ) -> None:
-    made = quantize(
-        dit, formats, method="fp-search", calibration=calibration, kept_rows=40
-    )  # a sample that misses much
+    some = {"kept_rows": 40}  # a sample that misses much
+    made = quantize(dit, formats, method="fp-search", calibration=calibration, **some)
     for path, layer in made.transformer.named_modules():
         if isinstance(layer, QuantizedLayer):
-            row = layer.activation_quantizer.row
-            zero = 0.0 if layer.input_zero is None else float(layer.input_zero)
+            row, step = layer.activation_quantizer.row, float(layer.input_step)
             low, high = calibration.range(path)
-            # a zero point is rounded: by half the step there, at most 2^-mantissa bits of the largest value
-            slack = (
-                0.5
-                * (row.max - row.min)
-                * 2.0**-row.mantissa_bits
-                * float(layer.input_step)
-                * (layer.input_zero is not None)
-            )
-            assert (row.min - zero) * float(layer.input_step) - slack <= low * (1 - 1e-6)
-            assert (row.max - zero) * float(layer.input_step) + slack >= high * (1 - 1e-6)
+            # A zero point is rounded, by half the step there, which is at most 2^-mantissa bits of the whole range.
+            zero, slack = 0.0, 0.0
+            if layer.input_zero is not None:
+                zero, slack = float(layer.input_zero), 0.5 * (row.max - row.min) * 2.0**-row.mantissa_bits * step
+            assert (row.min - zero) * step - slack <= low * (1 - 1e-6)
+            assert (row.max - zero) * step + slack >= high * (1 - 1e-6)
 
 
 def test_low_rank_branch_and_residual_add_up_to_the_weight(dit: DiffusionPipeline, calibration: Calibration) -> None:
