@@ -37,6 +37,7 @@ bench-gpu:  ## the same on an NVIDIA GPU, with PYTHON=python of an environment t
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu.py --write docs/benchmarks-gpu.md
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/fake_quant_gpu.py
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/sdxl_gpu.py
+	PYTHONPATH=. $(PYTHON) tests/benchmarks/learned_rounding.py --device cuda
 
 gpu-model: .venv/installed-test  ## fit the GPU model to the committed measurements, error tables into docs/gpu-model.md
 	$(BIN)/python -m hwmodels.calibrate
