@@ -17,8 +17,8 @@ HEAD = """# What fake quantization costs at inference
 
 Measured on an {device}, torch {torch} (2026-11-22, `{file}`):
 the time of one call of the denoiser with weights and activations rounded to the format, over the same denoiser in full
-precision. Medians of interleaved runs; the goal is 1.5 for static ranges. The kernels (Triton, one pass per layer) were compared with `fpsim.quantize` in the same run:
-{compared:,} values of {formats} formats, {different} different.
+precision. Medians of interleaved runs; the goal is 1.5 for static ranges. The kernels (Triton, one pass per layer) were
+compared with `fpsim.quantize` in the same run: {compared:,} values of {formats} formats, {different} different.
 
 ## Embedded pipelines, in a CUDA graph
 
