@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis import sensitivity
 from analysis.experiment import Experiment
 from analysis.layer_times import LONGEST, MINDING, layer_times
 from analysis.plan import Plan
@@ -174,3 +175,8 @@ def test_it_judges_at_the_pipelines_own_size(tmp_path: Path) -> None:
     tree["quality"] |= {"height": 32, "width": 32}
     with pytest.raises(ValueError, match="leave out height, width and frames"):
         run(Experiment.from_dict(tree), runs=tmp_path, workers=1)
+
+
+def test_files_that_scores_depend_on_are_there() -> None:
+    here = Path(sensitivity.__file__).parent
+    assert all((here / name).is_file() for name in sensitivity._FILES)
