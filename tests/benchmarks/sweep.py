@@ -71,8 +71,8 @@ def section(workers: int) -> str:
         [
             HEAD,
             f"`fpsim sweep` on {date.today()} ({platform.machine()}, {workers} workers, load {load:.1f} at the start): "
-            f"{size}, traced, lowered, priced and written. Memory is the sum over processes; the clock counts what else ran meanwhile (the load), the processor "
-            "time does not.",
+            f"{size}, traced, lowered, priced and written. Memory is the sum over processes; "
+            "the clock counts what else ran meanwhile (the load), the processor time does not.",
             "| rows | processor time | on the clock | rows per processor second | memory at most | page |\n"
             "|---|---|---|---|---|---|\n"
             f"| {found['rows']:.0f} | {found['cpu']:.0f} s | {found['wall']:.0f} s | {rate:.0f} | "
