@@ -69,20 +69,22 @@ def test_what_is_kept_and_damaged_is_made_again(
     plan = make_plan(experiment)
     row = next(row for row in plan.rows if row.label == "fp4-w4a8 gptq")
     identity = plan.quantization(row)
-    run, place = RunDirectory(path=tmp_path), tmp_path / "quantized" / identity[:16]
+    folder = tmp_path / "runs" / "one"  # what lies beside a run is looked at too
+    folder.mkdir(parents=True)
+    run, place = RunDirectory(path=folder), folder / "quantized" / identity[:16]
 
     def weights(sampler: Sampler) -> dict[str, torch.Tensor]:
         return dict(sampler.quantized(row).transformer.state_dict())
 
-    first = weights(Sampler(plan, folder=tmp_path))
-    calibration, layers = tmp_path / "calibration.json", run.layers_path(identity)
+    first = weights(Sampler(plan, folder=folder))
+    calibration, layers = folder / "calibration.json", run.layers_path(identity)
     for file in (calibration, next(place.glob("*.safetensors")), place / "config.json", layers):
         whole = file.read_bytes()
         broken = bytearray(whole)
         broken[len(whole) // 2] ^= 1
         file.write_bytes(bytes(broken))
         caplog.clear()
-        again = weights(Sampler(plan, folder=tmp_path))
+        again = weights(Sampler(plan, folder=folder))
         assert file.read_bytes() == whole
         assert again.keys() == first.keys()
         assert all(torch.equal(again[name], value) for name, value in first.items())

@@ -157,7 +157,7 @@ def test_a_long_kulisch_sum_loses_nothing() -> None:
 def test_errors_say_what_is_possible() -> None:
     with pytest.raises(ValueError, match="an accumulator that wraps no other, no GroupedDot"):
         Promoted(GroupedDot(), 64)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="any kind but SplitK and GroupedDot"):
+    with pytest.raises(ValueError, match="any kind but SplitK, GroupedDot and FixedPoint"):
         SplitK(SplitK(FusedDot(8, 13), 2), 2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"Promoted.order is 'descending'; allowed: 'ascending', 'mod4-pairs'"):
         Promoted(FusedDot(8, 13), 8, order="descending")  # type: ignore[arg-type]
